@@ -1,0 +1,94 @@
+//! One operation of a store, asked until it is answered or its time is over.
+//!
+//! Owns deadlines, retries, counts, and the memory of whether an attempt may have been applied
+//! without
+//! our hearing of it. Does not own what to do about such a doubt: that is each operation's.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::bucket::count::{Counters, Operation};
+use crate::bucket::error::BucketError;
+use crate::bucket::retry::Policy;
+use crate::bucket::store::Store;
+use crate::clock::Clock;
+
+/// What a server-side copy or completion is given for its own work, as bytes of body: two minutes.
+pub const SERVER_WORK_BYTES: u64 = 16 << 20;
+
+/// Whether an attempt before the last may have been applied although no answer came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doubt {
+    None,
+    LostReply,
+}
+
+/// The answer to an operation, and what is not known about the attempts before it.
+#[derive(Debug)]
+pub struct Outcome<T> {
+    pub result: Result<T, BucketError>,
+    pub doubt: Doubt,
+}
+
+/// A store with what is needed to ask it patiently.
+#[derive(Debug)]
+pub struct Caller {
+    pub store: Arc<dyn Store>,
+    pub clock: Arc<dyn Clock>,
+    pub policy: Policy,
+    pub counters: Arc<Counters>,
+}
+
+impl Caller {
+    /// Asks until there is an answer. `bytes` is the size of the body that the request carries.
+    pub async fn call<T, F, Fut>(&self, operation: Operation, bytes: u64, mut ask: F) -> Outcome<T>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, BucketError>>,
+    {
+        let end = self.clock.now() + self.policy.bound(bytes);
+        let mut doubt = Doubt::None;
+        let mut failed = 0;
+        loop {
+            let limit = self.policy.attempt(bytes).min(self.left(end));
+            let error = match self.once(operation, limit, ask()).await {
+                Ok(value) => return Outcome { result: Ok(value), doubt },
+                Err(error) => error,
+            };
+            failed += 1;
+            let random = self.clock.random();
+            let Some(wait) = self.policy.wait(&error, failed, self.left(end), random) else {
+                return Outcome { result: Err(error), doubt };
+            };
+            tracing::debug!(?operation, failed, ?wait, %error, "asking the store again");
+            doubt = Doubt::LostReply;
+            tokio::time::sleep(wait).await;
+            self.counters.retry();
+        }
+    }
+
+    /// One attempt, counted, within `limit`.
+    pub async fn once<T>(
+        &self,
+        operation: Operation,
+        limit: Duration,
+        ask: impl Future<Output = Result<T, BucketError>>,
+    ) -> Result<T, BucketError> {
+        self.counters.attempt(operation);
+        let result = match tokio::time::timeout(limit, ask).await {
+            Ok(result) => result,
+            Err(_) => Err(BucketError::TimedOut(format!("{operation:?} within {limit:?}"))),
+        };
+        if let Err(error) = &result
+            && !matches!(error, BucketError::NotFound | BucketError::Precondition)
+        {
+            self.counters.error();
+        }
+        result
+    }
+
+    fn left(&self, end: Instant) -> Duration {
+        end.saturating_duration_since(self.clock.now())
+    }
+}

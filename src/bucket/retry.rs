@@ -1,0 +1,111 @@
+//! When to ask a store again, and how long to wait for it: pure, so that every case is a test.
+//!
+//! Owns the bounds of attempts and waits. Does not own clocks, tasks or requests.
+
+use std::time::Duration;
+
+use crate::bucket::error::BucketError;
+
+/// The slowest link on which a body may take its time; below it the store counts as gone.
+const BYTES_PER_SECOND_MIN: u64 = 128 << 10;
+/// The first wait, doubled by each further one: about one slow round trip.
+const WAIT_FIRST_MS: u64 = 50;
+/// The longest wait: a store that comes back is seen within seconds.
+const WAIT_MAX_MS: u64 = 5_000;
+/// One attempt gets this part of the whole bound, so that a stalled socket leaves time for others.
+const ATTEMPTS_IN_BOUND: u32 = 4;
+
+/// The bound on one operation, from which all else follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    pub io_timeout: Duration,
+}
+
+impl Policy {
+    /// How long an operation may take in all, retries included, that moves `bytes` of body.
+    pub fn bound(&self, bytes: u64) -> Duration {
+        self.io_timeout + transfer_time(bytes)
+    }
+
+    /// How long one attempt may take.
+    pub fn attempt(&self, bytes: u64) -> Duration {
+        self.io_timeout / ATTEMPTS_IN_BOUND + transfer_time(bytes)
+    }
+
+    /// The wait before the next attempt, or `None` if `error` is to be handed up. `failed` counts
+    /// the
+    /// attempts so far, `left` is what remains of the bound, `random` is the jitter.
+    pub fn wait(
+        &self,
+        error: &BucketError,
+        failed: u32,
+        left: Duration,
+        random: u64,
+    ) -> Option<Duration> {
+        if !error.is_transient() {
+            return None;
+        }
+        let wait = backoff(failed, random);
+        (wait < left).then_some(wait)
+    }
+}
+
+fn transfer_time(bytes: u64) -> Duration {
+    Duration::from_millis(bytes.saturating_mul(1000) / BYTES_PER_SECOND_MIN)
+}
+
+/// Exponential with full jitter over its upper half: clients that failed together come back apart.
+fn backoff(failed: u32, random: u64) -> Duration {
+    let doublings = failed.saturating_sub(1).min(16);
+    let top = (WAIT_FIRST_MS << doublings).min(WAIT_MAX_MS);
+    Duration::from_millis(top / 2 + random % (top / 2 + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: Policy = Policy { io_timeout: Duration::from_secs(120) };
+
+    #[test]
+    fn answers_are_never_asked_for_again() {
+        let left = Duration::from_secs(100);
+        for answer in [
+            BucketError::NotFound,
+            BucketError::Precondition,
+            BucketError::Denied(String::new()),
+            BucketError::NoSpace(String::new()),
+            BucketError::Invalid(String::new()),
+        ] {
+            assert_eq!(POLICY.wait(&answer, 1, left, 0), None, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn waits_grow_stay_bounded_and_differ() {
+        let error = BucketError::Unavailable(String::new());
+        let left = Duration::from_secs(100);
+        for failed in 1..40 {
+            for random in [0, 7, u64::MAX] {
+                let wait = POLICY.wait(&error, failed, left, random).unwrap();
+                assert!(wait >= Duration::from_millis(WAIT_FIRST_MS / 2));
+                assert!(wait <= Duration::from_millis(WAIT_MAX_MS));
+            }
+        }
+        assert_ne!(POLICY.wait(&error, 3, left, 0), POLICY.wait(&error, 3, left, 40));
+        assert!(POLICY.wait(&error, 9, left, 0) > POLICY.wait(&error, 1, left, 0));
+    }
+
+    #[test]
+    fn nothing_waits_past_the_bound() {
+        let error = BucketError::TimedOut(String::new());
+        assert_eq!(POLICY.wait(&error, 5, Duration::from_millis(10), 0), None);
+    }
+
+    #[test]
+    fn a_big_body_gets_the_time_a_slow_link_needs() {
+        assert_eq!(POLICY.bound(0), POLICY.io_timeout);
+        assert!(POLICY.bound(16 << 20) >= Duration::from_secs(120 + 128));
+        assert!(POLICY.attempt(u64::MAX) >= POLICY.attempt(0));
+    }
+}

@@ -1,0 +1,14 @@
+//! Checkpoint directories that commit atomically (contract points 3, 4 and 5).
+//!
+//! | file | what |
+//! | --- | --- |
+//! | [`record`] | the control records on the bucket, format 1: types, bytes, keys, bounds |
+//! | [`protocol`] | what a mount does next, of what it wants and has seen; what it may show |
+//! | [`rules`] | which directories are checkpoints, and what says that one is complete |
+//!
+//! All three are pure: no request, clock, task, lock or random number. They do not own requests,
+//! retries, or the bytes of files.
+
+pub mod protocol;
+pub mod record;
+pub mod rules;

@@ -1,0 +1,342 @@
+//! The file system: one method per operation, composed of what is known ([`crate::namespace`]),
+//! bytes down ([`crate::read`]) and bytes up ([`crate::write`]).
+//!
+//! # Consistency
+//! Close-to-open: a name or attribute already known is believed for [`ATTRIBUTE_TTL`] (with
+//! `strict`: never), "no such file" never, a file's version is asked for at each open, a directory
+//! at each read from its start. An object is replaced at close.
+//!
+//! # Errors
+//! A failed upload sticks to its file: close, fsync, rename and the next open report it until the
+//! file is written again.
+//!
+//! # Cancellation
+//! Dropping an operation's future leaves a consistent state: requests that change the bucket run in
+//! the write path's own tasks or are followed by learning only what the store answered.
+//!
+//! Owns composition and errnos. Does not own the kernel's protocol (`fuse`).
+
+pub mod error;
+pub mod handles;
+
+mod attributes;
+mod directories;
+mod files;
+mod lookup;
+mod names;
+mod records;
+mod rename;
+
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use crate::bucket::{Bucket, RequestCounts};
+use crate::clock::Clock;
+use crate::config::ATTRIBUTE_TTL;
+use crate::namespace::inode::Attributes;
+use crate::namespace::{DIRECTORY_BYTES, Defaults, Namespace};
+use crate::read::{ReadStatus, Reader};
+use crate::types::{Ino, Kind, Name};
+use crate::write::{WriteStatus, Writer};
+
+pub use attributes::{SetAttributes, SetMode};
+pub use directories::DirectoryEntry;
+use error::Errno;
+pub use files::{Closer, Opened};
+use handles::Handles;
+pub use handles::{IoMode, Snapshot};
+pub use rename::Replace;
+
+/// Odd keys remembered by name for `status`; the rest are only counted.
+const ODD_KEYS_MAX: usize = 100;
+
+/// What the file system asks of the kernel's side. Implemented above, by `fuse`.
+#[async_trait]
+pub trait Kernel: Send + Sync {
+    /// Makes the kernel ask for the inode's attributes again. Returns when that holds.
+    async fn invalidate_attributes(&self, ino: Ino);
+}
+
+#[derive(Clone, Debug)]
+pub struct FsConfig {
+    /// Empty, or ends in `/`.
+    pub prefix: String,
+    pub uid: u32,
+    pub gid: u32,
+    pub umask: u32,
+    pub read_only: bool,
+    pub strict: bool,
+    pub passthrough: bool,
+    /// Random, kept in the cache directory; names our records.
+    pub mount_id: String,
+    /// For the content of unlinked files that are still open.
+    pub scratch_dir: PathBuf,
+}
+
+/// Who calls.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    pub uid: u32,
+    pub gid: u32,
+    pub pid: u32,
+}
+
+/// What stat tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    pub ino: Ino,
+    pub kind: Kind,
+    pub size: u64,
+    /// Names that lead to it, none once it is unlinked; of a directory also those in it.
+    pub links: u32,
+    pub attributes: Attributes,
+}
+
+/// A stat, and for how long the kernel may believe it.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub stat: Stat,
+    pub ttl: Duration,
+}
+
+/// What waits to be uploaded.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Pending {
+    pub files: u64,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct FsStatus {
+    pub inodes: usize,
+    pub handles: usize,
+    /// Keys that POSIX can't name, met so far.
+    pub odd_keys: u64,
+    pub odd_key_names: Vec<String>,
+    /// Files whose upload failed, by key.
+    pub failed: Vec<String>,
+    pub passthrough: bool,
+    pub pending: Pending,
+    pub requests: RequestCounts,
+    pub read: ReadStatus,
+    pub write: WriteStatus,
+}
+
+pub struct Fs {
+    config: FsConfig,
+    bucket: Arc<Bucket>,
+    reader: Arc<Reader>,
+    writer: Arc<Writer>,
+    clock: Arc<dyn Clock>,
+    namespace: Mutex<Namespace>,
+    handles: Handles,
+    /// Held shared by whatever uploads or removes a key, alone by a directory's rename.
+    tree: tokio::sync::RwLock<()>,
+    /// Files closed a moment ago whose staged content is still here, the oldest first.
+    resting: Mutex<VecDeque<Ino>>,
+    records_dirty: tokio::sync::Notify,
+    kernel: OnceLock<Arc<dyn Kernel>>,
+    passthrough: AtomicBool,
+    odd_keys: AtomicU64,
+    odd_key_names: Mutex<Vec<String>>,
+}
+
+impl Fs {
+    /// Must be called in a runtime: records are flushed by a task of its own.
+    pub fn new(
+        config: FsConfig,
+        bucket: Arc<Bucket>,
+        reader: Arc<Reader>,
+        writer: Arc<Writer>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
+        let defaults = Defaults { uid: config.uid, gid: config.gid, umask: config.umask };
+        let namespace = Namespace::new(&config.prefix, defaults, clock.wall());
+        let passthrough = AtomicBool::new(config.passthrough);
+        let fs = Arc::new(Self {
+            config,
+            bucket,
+            reader,
+            writer,
+            clock,
+            namespace: Mutex::new(namespace),
+            handles: Handles::default(),
+            tree: tokio::sync::RwLock::new(()),
+            resting: Mutex::new(VecDeque::new()),
+            records_dirty: tokio::sync::Notify::new(),
+            kernel: OnceLock::new(),
+            passthrough,
+            odd_keys: AtomicU64::new(0),
+            odd_key_names: Mutex::new(Vec::new()),
+        });
+        tokio::spawn(records::flush_now_and_then(Arc::downgrade(&fs)));
+        fs
+    }
+
+    /// Names the kernel's side, once it is there.
+    pub fn set_kernel(&self, kernel: Arc<dyn Kernel>) {
+        let _ = self.kernel.set(kernel);
+    }
+
+    /// The kernel or the staging disk does not do passthrough: stop trying.
+    pub fn disable_passthrough(&self) {
+        self.passthrough.store(false, Ordering::Relaxed);
+    }
+
+    pub fn is_read_only(&self) -> bool {
+        self.config.read_only
+    }
+
+    pub fn status(&self) -> FsStatus {
+        // A guard in the struct's expression would live to its end, and `failed` locks it again.
+        let inodes = self.namespace.lock().len();
+        let odd_key_names = self.odd_key_names.lock().clone();
+        FsStatus {
+            inodes,
+            handles: self.handles.len(),
+            odd_keys: self.odd_keys.load(Ordering::Relaxed),
+            odd_key_names,
+            failed: self.failed(),
+            passthrough: self.passthrough.load(Ordering::Relaxed),
+            pending: self.pending(),
+            requests: self.bucket.counts(),
+            read: self.reader.status(),
+            write: self.writer.status(),
+        }
+    }
+
+    fn failed(&self) -> Vec<String> {
+        let failed = |file: &handles::OpenFile| file.state.lock().failed.is_some();
+        let files = self.handles.all_files();
+        let inos = files.iter().filter(|(_, file)| failed(file)).map(|(ino, _)| *ino);
+        let namespace = self.namespace.lock();
+        inos.filter_map(|ino| Some(namespace.key(ino)?.as_str().to_owned())).collect()
+    }
+
+    /// Files that hold bytes the bucket has not.
+    pub fn pending(&self) -> Pending {
+        let mut pending = Pending::default();
+        for (ino, file) in self.handles.all_files() {
+            let staged = file.state.lock().staged.clone();
+            // An unlinked file goes nowhere, and of one that rests the bucket has all.
+            let wanted = self.is_to_upload(ino);
+            if let Some(staged) = staged.filter(|staged| wanted && staged.is_dirty()) {
+                pending.files += 1;
+                pending.bytes += staged.size().unwrap_or(0);
+            }
+        }
+        pending
+    }
+
+    /// Whether this node says what the file is, and others are to see it.
+    fn is_to_upload(&self, ino: Ino) -> bool {
+        self.namespace.lock().get(ino).is_some_and(|inode| inode.staged && inode.linked)
+    }
+
+    /// Uploads every dirty file and flushes every record. Returns how many files could not be.
+    pub async fn drain(&self) -> usize {
+        let mut failures = 0;
+        for (ino, file) in self.handles.all_files() {
+            if let Err(error) = self.sync(ino, &file).await {
+                tracing::error!(ino = ino.0, %error, "a file could not be uploaded at unmount");
+                failures += 1;
+            }
+        }
+        self.record_directory_times();
+        failures + self.flush_records().await
+    }
+
+    /// The kernel gave back references to an inode.
+    pub fn forget(&self, ino: Ino, lookups: u64) {
+        self.namespace.lock().forget(ino, lookups);
+    }
+
+    fn ttl(&self) -> Duration {
+        if self.config.strict { Duration::ZERO } else { ATTRIBUTE_TTL }
+    }
+
+    /// What stat tells of an inode now, from memory and the staged file.
+    fn stat(&self, ino: Ino) -> Result<Stat, Errno> {
+        let staged = self.handles.shared_if_any(ino).and_then(|f| f.state.lock().staged.clone());
+        let namespace = self.namespace.lock();
+        let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
+        let links = namespace.links(inode);
+        let mut stat = Stat {
+            ino,
+            kind: inode.kind,
+            size: inode.size,
+            links,
+            attributes: inode.attributes.clone(),
+        };
+        if inode.kind == Kind::Directory {
+            stat.size = DIRECTORY_BYTES;
+        }
+        if let Some(staged) = staged.filter(|_| inode.staged) {
+            stat.size = staged.size().map_err(|_| Errno::EIO)?;
+            let modified = staged.modified().map_err(|_| Errno::EIO)?;
+            if inode.times_staged != Some(modified) {
+                stat.attributes.mtime = modified;
+                stat.attributes.ctime = stat.attributes.ctime.max(stat.attributes.mtime);
+            }
+        }
+        Ok(stat)
+    }
+
+    /// A stat that the kernel takes a reference by.
+    fn entry(&self, ino: Ino) -> Result<Entry, Errno> {
+        let stat = self.stat(ino)?;
+        let mut namespace = self.namespace.lock();
+        namespace.get(ino).ok_or(Errno::ESTALE)?;
+        namespace.looked_up(ino);
+        let ttl = namespace.age_left(ino, self.clock.now(), self.ttl()).unwrap_or_default();
+        Ok(Entry { stat, ttl })
+    }
+
+    fn note_odd(&self, keys: Vec<String>) {
+        if keys.is_empty() {
+            return;
+        }
+        let mut names = self.odd_key_names.lock();
+        for key in keys {
+            if names.contains(&key) {
+                continue;
+            }
+            self.odd_keys.fetch_add(1, Ordering::Relaxed);
+            if names.len() < ODD_KEYS_MAX {
+                tracing::warn!(?key, "a key that the mount can't show");
+                names.push(key);
+            }
+        }
+    }
+
+    fn writable(&self) -> Result<(), Errno> {
+        if self.config.read_only { Err(Errno::EROFS) } else { Ok(()) }
+    }
+
+    /// The wall clock, for times that are to be "now".
+    pub fn now(&self) -> SystemTime {
+        self.clock.wall()
+    }
+
+    /// Whether the kernel reads and writes the handle's staged file by itself.
+    pub fn passes_through(&self, handle: u64) -> bool {
+        self.handles.file(handle).is_ok_and(|open| open.mode == IoMode::Passthrough)
+    }
+
+    fn wall(&self) -> SystemTime {
+        self.clock.wall()
+    }
+}
+
+/// A name from the kernel, to be looked for or made.
+fn name_of(name: &OsStr) -> Result<Name, Errno> {
+    let name = name.to_str().ok_or(Errno::EILSEQ)?;
+    Ok(Name::new(name)?)
+}

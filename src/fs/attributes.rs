@@ -1,0 +1,281 @@
+//! setattr, extended attributes, statfs.
+//!
+//! Attributes are kept without touching the object: a changed mode, owner, time or extended
+//! attribute goes to the directory's record (see `records`), some hundred milliseconds later or at
+//! the next fsync.
+
+use std::time::SystemTime;
+
+use super::error::Errno;
+use super::{Entry, Fs};
+use crate::types::{Ino, Kind};
+use crate::write::Base;
+
+/// The longest value of an extended attribute, as on ext4 with its inline limit lifted, in bytes.
+const XATTR_BYTES_MAX: usize = 64 << 10;
+/// All values of one file together: they travel with the directory's record.
+const XATTRS_BYTES_MAX: usize = 128 << 10;
+/// Set-user-id and set-group-id.
+const SUID: u32 = 0o4000;
+const SGID: u32 = 0o2000;
+const GROUP_EXECUTE: u32 = 0o010;
+
+/// What setattr changes; `None` stays.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SetAttributes {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub size: Option<u64>,
+    pub atime: Option<SystemTime>,
+    pub mtime: Option<SystemTime>,
+    /// The caller may not keep set-user-id and set-group-id.
+    pub kill_set_id: bool,
+}
+
+/// setxattr's flags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SetMode {
+    Any,
+    Create,
+    Replace,
+}
+
+impl Fs {
+    pub async fn setattr(&self, ino: Ino, set: SetAttributes) -> Result<Entry, Errno> {
+        self.writable()?;
+        if let Some(size) = set.size {
+            self.truncate(ino, size).await?;
+        }
+        if set.mtime.is_some() && self.stat(ino)?.kind == Kind::Directory {
+            // What is in it now is older than the time set by hand, whatever the store's clock
+            // says.
+            let asked = self.namespace.lock().asked(self.clock.now());
+            self.learn_first_page(ino, asked).await?;
+        }
+        self.change_attributes(ino, &set)?;
+        self.record_attributes(ino);
+        let stat = self.stat(ino)?;
+        Ok(Entry { stat, ttl: self.ttl() })
+    }
+
+    fn change_attributes(&self, ino: Ino, set: &SetAttributes) -> Result<(), Errno> {
+        let (now, wall) = (self.clock.now(), self.wall());
+        let staged = self.handles.shared_if_any(ino).and_then(|f| f.state.lock().staged.clone());
+        let staged_modified = staged.and_then(|staged| staged.modified().ok());
+        let mut namespace = self.namespace.lock();
+        let inode = namespace.get_mut(ino).ok_or(Errno::ESTALE)?;
+        let written = staged_modified.filter(|at| inode.staged && inode.times_staged != Some(*at));
+        let attributes = &mut inode.attributes;
+        attributes.mtime = written.unwrap_or(attributes.mtime);
+        if let Some(mode) = set.mode {
+            attributes.mode = mode & 0o7777;
+        }
+        let owned = set.uid.is_some() || set.gid.is_some();
+        if inode.kind == Kind::File && (owned || set.kill_set_id) {
+            attributes.mode = without_set_id(attributes.mode);
+        }
+        attributes.uid = set.uid.unwrap_or(attributes.uid);
+        attributes.gid = set.gid.unwrap_or(attributes.gid);
+        attributes.atime = set.atime.unwrap_or(attributes.atime);
+        attributes.ctime = wall;
+        if let Some(mtime) = set.mtime {
+            attributes.mtime = mtime;
+        }
+        if set.mtime.is_some() || set.atime.is_some() {
+            match inode.kind {
+                Kind::Directory => inode.directory.mtime_set = Some(inode.directory.newest),
+                _ => {
+                    inode.times_set = true;
+                    inode.times_staged = staged_modified;
+                }
+            }
+        }
+        namespace.touch(ino, now);
+        Ok(())
+    }
+
+    /// Cuts or grows a file. Of one that nobody has open for writing the object is rewritten at
+    /// once: 1 HEAD, what must be fetched or copied, and the upload.
+    async fn truncate(&self, ino: Ino, size: u64) -> Result<(), Errno> {
+        let file = self.handles.shared(ino);
+        let result = self.truncate_shared(ino, &file, size).await;
+        drop(file);
+        self.handles.tidy(ino);
+        result
+    }
+
+    async fn truncate_shared(
+        &self,
+        ino: Ino,
+        file: &super::handles::OpenFile,
+        size: u64,
+    ) -> Result<(), Errno> {
+        let open = {
+            let _io = file.io.lock().await;
+            let writers = file.state.lock().writers;
+            let staged = self.staged_for_writing(ino, file, size > 0).await?;
+            staged.truncate(size).await?;
+            self.namespace.lock().get_mut(ino).ok_or(Errno::ESTALE)?.times_set = false;
+            writers > 0
+        };
+        if open {
+            return Ok(());
+        }
+        let synced = self.sync(ino, file).await;
+        let _io = file.io.lock().await;
+        self.settle(ino, file);
+        synced
+    }
+
+    /// Drops set-user-id and set-group-id of a file that was written by somebody not privileged.
+    pub fn kill_set_id(&self, ino: Ino) {
+        let mut namespace = self.namespace.lock();
+        let Some(inode) = namespace.get_mut(ino) else { return };
+        let mode = without_set_id(inode.attributes.mode);
+        if mode == inode.attributes.mode {
+            return;
+        }
+        inode.attributes.mode = mode;
+        drop(namespace);
+        self.record_attributes(ino);
+    }
+
+    pub fn setxattr(&self, ino: Ino, name: &str, value: &[u8], how: SetMode) -> Result<(), Errno> {
+        self.writable()?;
+        if !name.starts_with("user.") {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let mut namespace = self.namespace.lock();
+        let inode = namespace.get_mut(ino).ok_or(Errno::ESTALE)?;
+        let xattrs = &mut inode.attributes.xattrs;
+        match (how, xattrs.contains_key(name)) {
+            (SetMode::Create, true) => return Err(Errno::EEXIST),
+            (SetMode::Replace, false) => return Err(Errno::ENODATA),
+            _ => {}
+        }
+        let all: usize = xattrs.iter().filter(|(k, _)| *k != name).map(|(_, v)| v.len()).sum();
+        if value.len() > XATTR_BYTES_MAX || all + value.len() > XATTRS_BYTES_MAX {
+            return Err(Errno::ENOSPC);
+        }
+        xattrs.insert(name.to_owned(), value.to_vec());
+        inode.attributes.ctime = self.wall();
+        namespace.touch(ino, self.clock.now());
+        drop(namespace);
+        self.record_attributes(ino);
+        Ok(())
+    }
+
+    pub async fn getxattr(&self, ino: Ino, name: &str) -> Result<Vec<u8>, Errno> {
+        if !name.starts_with("user.") {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        self.refresh(ino).await?;
+        let namespace = self.namespace.lock();
+        let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
+        inode.attributes.xattrs.get(name).cloned().ok_or(Errno::ENODATA)
+    }
+
+    /// The names, each closed by a NUL.
+    pub async fn listxattr(&self, ino: Ino) -> Result<Vec<u8>, Errno> {
+        self.refresh(ino).await?;
+        let namespace = self.namespace.lock();
+        let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
+        let mut names = Vec::new();
+        for name in inode.attributes.xattrs.keys() {
+            names.extend_from_slice(name.as_bytes());
+            names.push(0);
+        }
+        Ok(names)
+    }
+
+    pub fn removexattr(&self, ino: Ino, name: &str) -> Result<(), Errno> {
+        self.writable()?;
+        let mut namespace = self.namespace.lock();
+        let inode = namespace.get_mut(ino).ok_or(Errno::ESTALE)?;
+        inode.attributes.xattrs.remove(name).ok_or(Errno::ENODATA)?;
+        inode.attributes.ctime = self.wall();
+        namespace.touch(ino, self.clock.now());
+        drop(namespace);
+        self.record_attributes(ino);
+        Ok(())
+    }
+
+    /// The staged file of an inode, made if there is none; `keep` keeps the content it has.
+    /// The caller holds the inode's `io`.
+    pub(super) async fn staged_for_writing(
+        &self,
+        ino: Ino,
+        file: &super::handles::OpenFile,
+        keep: bool,
+    ) -> Result<std::sync::Arc<crate::write::Staged>, Errno> {
+        if let Some(staged) = self.reusable(ino, file, keep).await? {
+            return Ok(staged);
+        }
+        let base = self.base_of(ino, keep)?;
+        let key = self.namespace.lock().key(ino).ok_or(Errno::ESTALE)?;
+        let staged = self.writer.stage(key, base)?;
+        file.state.lock().staged = Some(staged.clone());
+        self.mark_staged(ino);
+        Ok(staged)
+    }
+
+    /// The staged file at hand, if it is the content to go on from.
+    pub(super) async fn reusable(
+        &self,
+        ino: Ino,
+        file: &super::handles::OpenFile,
+        keep: bool,
+    ) -> Result<Option<std::sync::Arc<crate::write::Staged>>, Errno> {
+        let (local, linked) = {
+            let namespace = self.namespace.lock();
+            let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
+            (inode.staged, inode.linked)
+        };
+        if !local && keep && linked {
+            self.revalidate(ino).await?;
+        }
+        let staged = file.state.lock().staged.clone();
+        let Some(staged) = staged else { return Ok(None) };
+        if local || !linked {
+            return Ok(Some(staged));
+        }
+        // It rests from an earlier write: good if the bucket still has what it was uploaded as.
+        let current = self.namespace.lock().get(ino).and_then(|inode| inode.object.clone());
+        let good = staged.last_uploaded().is_some_and(|up| Some(up.etag) == current);
+        if good {
+            self.mark_staged(ino);
+            return Ok(Some(staged));
+        }
+        if file.state.lock().handles() > 0 {
+            return Err(Errno::ESTALE);
+        }
+        file.state.lock().staged = None;
+        Ok(None)
+    }
+
+    fn base_of(&self, ino: Ino, keep: bool) -> Result<Option<Base>, Errno> {
+        let namespace = self.namespace.lock();
+        let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
+        if !keep {
+            return Ok(None);
+        }
+        let key = namespace.key(ino).ok_or(Errno::ESTALE)?;
+        Ok(inode.object.clone().map(|etag| Base { key, etag, size: inode.size }))
+    }
+
+    pub(super) fn mark_staged(&self, ino: Ino) {
+        let now = self.clock.now();
+        let mut namespace = self.namespace.lock();
+        if let Some(inode) = namespace.get_mut(ino) {
+            inode.staged = true;
+            inode.paged = None;
+        }
+        namespace.touch(ino, now);
+    }
+}
+
+fn without_set_id(mode: u32) -> u32 {
+    let group = if mode & GROUP_EXECUTE != 0 { SGID } else { 0 };
+    mode & !(SUID | group)
+}

@@ -1,0 +1,355 @@
+//! Reading, making and removing directories.
+//!
+//! Cost: a read from the start is 1 LIST per page of 1000 (and what records cost); mkdir 1 PUT;
+//! rmdir 2 LISTs and 1 DELETE.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use super::error::Errno;
+use super::handles::{Handle, Listed, OpenDirectory, Snapshot, SnapshotEntry};
+use super::lookup::{learn_directory, learn_file, learn_listing};
+use super::{Caller, Entry, Fs, name_of};
+use crate::bucket::{BucketError, Condition, Metadata};
+use crate::namespace::Asked;
+use crate::namespace::inode::{Attributes, Presence, SeenEntry};
+use crate::namespace::listing::Listing;
+use crate::types::{CONTROL_DIR, Ino, Key, Kind, Name};
+
+const SGID: u32 = 0o2000;
+
+/// One name of a directory, as readdir gives it.
+#[derive(Clone, Debug)]
+pub struct DirectoryEntry {
+    pub ino: Ino,
+    pub kind: Kind,
+    pub name: String,
+}
+
+impl Fs {
+    /// Lists the directory: that it is gone can only be told here, since readdir(3) takes ENOENT
+    /// for
+    /// the end.
+    pub async fn opendir(&self, ino: Ino) -> Result<u64, Errno> {
+        let listing = self.list_directory(ino).await?;
+        let mut namespace = self.namespace.lock();
+        let inode = namespace.get_mut(ino).ok_or(Errno::ESTALE)?;
+        inode.opens += 1;
+        drop(namespace);
+        let listing = Listed { snapshot: Arc::new(listing), read: false };
+        let open = OpenDirectory { ino, listing: tokio::sync::Mutex::new(listing) };
+        Ok(self.handles.add(Handle::Directory(Arc::new(open))))
+    }
+
+    pub fn releasedir(&self, handle: u64) {
+        let Some(Handle::Directory(open)) = self.handles.remove(handle) else { return };
+        let mut namespace = self.namespace.lock();
+        if let Some(inode) = namespace.get_mut(open.ino) {
+            inode.opens = inode.opens.saturating_sub(1);
+        }
+        namespace.drop_if_unused(open.ino);
+    }
+
+    /// The listing a handle reads from; asked for anew when it is read from the start again.
+    pub async fn read_directory(&self, handle: u64, offset: u64) -> Result<Arc<Snapshot>, Errno> {
+        let open = self.handles.directory(handle)?;
+        let mut listing = open.listing.lock().await;
+        if offset == 0 && listing.read {
+            listing.snapshot = Arc::new(self.list_directory(open.ino).await?);
+        }
+        listing.read = true;
+        Ok(listing.snapshot.clone())
+    }
+
+    async fn list_directory(&self, ino: Ino) -> Result<Snapshot, Errno> {
+        let (prefix, asked) = {
+            let namespace = self.namespace.lock();
+            let key = namespace.key(ino).ok_or(Errno::ENOENT)?;
+            (key.as_str().to_owned(), namespace.asked(self.clock.now()))
+        };
+        let page = match self.bucket.list_all(&prefix, true).await {
+            Err(BucketError::NotFound) => Default::default(),
+            other => other?,
+        };
+        let mut listing = Listing::default();
+        listing.add(&prefix, page);
+        if !listing.exists() && ino != Ino::ROOT {
+            self.learn_removed(ino, asked)?;
+        }
+        if listing.control {
+            self.load_records(ino).await?;
+        }
+        let mut namespace = self.namespace.lock();
+        if let (Some(newest), Some(inode)) = (listing.newest, namespace.get_mut(ino)) {
+            inode.see_newest(newest);
+        }
+        let is_local = |child: &Ino| namespace.get(*child).is_some_and(|inode| inode.staged);
+        let directory = &namespace.get(ino).ok_or(Errno::ESTALE)?.directory;
+        let children = directory.children.iter();
+        let local = children.filter(|(_, child)| is_local(child));
+        let local = local.map(|(name, child)| (name.clone(), *child)).collect();
+        // What went since the LIST was asked for is gone, whatever the LIST says.
+        let removed = directory.removed.iter().filter(|(_, at)| **at > asked.epoch);
+        for (name, _) in removed.filter(|(name, _)| !directory.children.contains_key(name)) {
+            listing.entries.remove(name);
+        }
+        let odd = std::mem::take(&mut listing.odd);
+        let entries = listing.entries.clone();
+        let told = Listing { entries, odd: Vec::new(), ..listing };
+        learn_listing(&mut namespace, ino, told, asked, true);
+        drop(namespace);
+        self.note_odd(odd);
+        Ok(Snapshot::new(asked, Listing { entries: listing.entries, ..Listing::default() }, local))
+    }
+
+    /// A directory of which the bucket has nothing: ENOENT, unless something of it is only here
+    /// yet.
+    fn learn_removed(&self, ino: Ino, asked: Asked) -> Result<(), Errno> {
+        let mut namespace = self.namespace.lock();
+        let inode = namespace.get(ino).ok_or(Errno::ENOENT)?;
+        let (parent, name) = (inode.parent, inode.name.clone().ok_or(Errno::ENOENT)?);
+        match namespace.learn_absent(parent, &name, asked) {
+            Some(_) => Err(Errno::ENOENT),
+            None => Ok(()),
+        }
+    }
+
+    /// One entry for readdir; `None` if it is gone.
+    pub fn directory_entry(
+        &self,
+        parent: Ino,
+        snapshot: &Snapshot,
+        index: usize,
+    ) -> Option<DirectoryEntry> {
+        let (name, entry) = snapshot.entries.get(index)?;
+        let namespace = self.namespace.lock();
+        let known = namespace.child(parent, name);
+        let kind = match (known, entry) {
+            (Some(known), _) => known.kind,
+            (None, SnapshotEntry::Seen(SeenEntry::Directory)) => Kind::Directory,
+            (None, SnapshotEntry::Seen(SeenEntry::File(_))) => Kind::File,
+            (None, SnapshotEntry::Local(_)) => return None,
+        };
+        let ino = match known {
+            Some(known) => known.ino,
+            None => namespace.number_for(parent, name, kind)?,
+        };
+        Some(DirectoryEntry { ino, kind, name: name.as_str().to_owned() })
+    }
+
+    /// One entry for readdirplus, by which the kernel takes a reference; `None` if it is gone.
+    pub fn directory_entry_plus(
+        &self,
+        parent: Ino,
+        snapshot: &Snapshot,
+        index: usize,
+    ) -> Option<(String, Entry)> {
+        let (name, entry) = snapshot.entries.get(index)?;
+        let ino = match entry {
+            SnapshotEntry::Local(_) => self.namespace.lock().child(parent, name)?.ino,
+            SnapshotEntry::Seen(seen) => self.learn_seen(parent, name, seen, snapshot)?,
+        };
+        let entry = self.entry(ino).ok()?;
+        Some((name.as_str().to_owned(), entry))
+    }
+
+    /// Whether readdirplus has all that stat would tell. Of a directory that is not known the
+    /// listing
+    /// does not tell the times: the kernel is to ask for it by itself.
+    pub fn is_told(&self, parent: Ino, snapshot: &Snapshot, index: usize) -> bool {
+        let Some((name, entry)) = snapshot.entries.get(index) else { return false };
+        let (now, ttl) = (self.clock.now(), self.ttl());
+        let namespace = self.namespace.lock();
+        match (namespace.child(parent, name), entry) {
+            (Some(child), _) if child.kind == Kind::Directory => {
+                namespace.is_fresh(child.ino, now, ttl)
+            }
+            (None, SnapshotEntry::Seen(SeenEntry::Directory)) => false,
+            _ => true,
+        }
+    }
+
+    fn learn_seen(
+        &self,
+        parent: Ino,
+        name: &Name,
+        seen: &SeenEntry,
+        from: &Snapshot,
+    ) -> Option<Ino> {
+        let mut namespace = self.namespace.lock();
+        let removed = namespace.get(parent)?.directory.removed.get(name);
+        if removed.is_some_and(|at| *at > from.asked.epoch) {
+            return namespace.child(parent, name).map(|child| child.ino);
+        }
+        let asked = from.asked;
+        let learnt = match seen {
+            SeenEntry::File(remote) => learn_file(&mut namespace, parent, name, remote, asked),
+            SeenEntry::Directory => learn_directory(&mut namespace, parent, name, None, asked),
+        };
+        learnt.map(|learnt| learnt.ino)
+    }
+
+    pub async fn mkdir(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        caller: Caller,
+    ) -> Result<Entry, Errno> {
+        let (name, key) = self.new_name(parent, name)?;
+        let marker = Key::new(format!("{key}/"));
+        if !marker.fits() {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        let _tree = self.tree.read().await;
+        let keeps_markers = self.bucket.capabilities().markers;
+        if keeps_markers {
+            self.create_object(&marker, bytes::Bytes::new(), &Metadata::new()).await?;
+        }
+        let ino = {
+            let attributes = self.new_attributes(parent, Kind::Directory, mode, caller);
+            let mut namespace = self.namespace.lock();
+            let (now, wall) = (self.clock.now(), self.wall());
+            if let Some(ino) = namespace.child(parent, &name).map(|child| child.ino) {
+                namespace.detach(ino);
+            }
+            let ino = namespace
+                .insert(parent, &name, Kind::Directory, attributes)
+                .ok_or(Errno::ENOENT)?;
+            namespace.touch(ino, now);
+            namespace.touch_directory(parent, wall);
+            let directory = namespace.directory_mut(ino).ok_or(Errno::ESTALE)?;
+            directory.marker = Presence::Present;
+            directory.control = Presence::Absent;
+            directory.own_loaded = true;
+            if let Some(inode) = namespace.get_mut(ino) {
+                // Without markers an empty directory is this node's alone.
+                inode.staged = !keeps_markers;
+            }
+            ino
+        };
+        self.record_attributes(ino);
+        self.entry(ino)
+    }
+
+    pub async fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<(), Errno> {
+        self.writable()?;
+        let name = name_of(name)?;
+        let ino = self.resolve(parent, &name).await?.ok_or(Errno::ENOENT)?;
+        let _tree = self.tree.write().await;
+        if self.namespace.lock().get(ino).is_none_or(|inode| inode.kind != Kind::Directory) {
+            return Err(Errno::ENOTDIR);
+        }
+        self.remove_empty(ino).await?;
+        self.keep_directory(parent).await?;
+        let wall = self.wall();
+        {
+            let mut namespace = self.namespace.lock();
+            namespace.detach(ino);
+            namespace.touch_directory(parent, wall);
+        }
+        self.unrecord(parent, name.as_str());
+        Ok(())
+    }
+
+    /// Removes what keeps an empty directory in the bucket. ENOTEMPTY if it is not. The caller
+    /// holds `tree` alone.
+    pub(super) async fn remove_empty(&self, ino: Ino) -> Result<(), Errno> {
+        let key = {
+            let namespace = self.namespace.lock();
+            let key = namespace.key(ino).ok_or(Errno::ESTALE)?;
+            let children = &namespace.get(ino).ok_or(Errno::ESTALE)?.directory.children;
+            let is_local = |child: &Ino| namespace.get(*child).is_some_and(|inode| inode.staged);
+            if children.values().any(is_local) {
+                return Err(Errno::ENOTEMPTY);
+            }
+            key
+        };
+        let page = match self.bucket.list_all(key.as_str(), true).await {
+            Err(BucketError::NotFound) => Default::default(),
+            other => other?,
+        };
+        let mut listing = Listing::default();
+        listing.add(key.as_str(), page);
+        if !listing.entries.is_empty() || !listing.odd.is_empty() {
+            return Err(Errno::ENOTEMPTY);
+        }
+        if let Some(directory) = self.namespace.lock().directory_mut(ino) {
+            directory.own_dirty = false; // nothing is left to speak of
+        }
+        self.remove_control(&key).await?;
+        Ok(self.delete(&key).await?)
+    }
+
+    /// Removes what is under `<dir>/.trialfs/`, and that itself: where directories are real, and on
+    /// stores (SeaweedFS) that go on listing an emptied prefix until its own key is deleted.
+    async fn remove_control(&self, directory: &Key) -> Result<(), BucketError> {
+        let control = Key::new(format!("{directory}{CONTROL_DIR}/"));
+        let page = match self.bucket.list_all(control.as_str(), false).await {
+            Err(BucketError::NotFound) => return Ok(()),
+            other => other?,
+        };
+        if page.objects.is_empty() {
+            return Ok(());
+        }
+        for object in page.objects.iter().filter(|object| !object.key.is_marker()) {
+            self.delete(&object.key).await?;
+        }
+        self.delete(&control).await
+    }
+
+    /// Makes sure that a directory outlives its last child: puts its marker if it may have none.
+    pub(super) async fn keep_directory(&self, ino: Ino) -> Result<(), Errno> {
+        let key = {
+            let namespace = self.namespace.lock();
+            let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
+            if ino == Ino::ROOT || inode.directory.marker == Presence::Present {
+                return Ok(());
+            }
+            namespace.key(ino).ok_or(Errno::ESTALE)?
+        };
+        let can = self.bucket.capabilities();
+        if can.markers && !can.real_directories {
+            let nothing = bytes::Bytes::new();
+            self.bucket.put(&key, nothing, &Condition::Always, &Metadata::new()).await?;
+        }
+        if let Some(directory) = self.namespace.lock().directory_mut(ino) {
+            directory.marker = Presence::Present;
+        }
+        Ok(())
+    }
+
+    /// A name to be made, and its key.
+    pub(super) fn new_name(&self, parent: Ino, name: &OsStr) -> Result<(Name, Key), Errno> {
+        self.writable()?;
+        let name = name_of(name)?;
+        let namespace = self.namespace.lock();
+        let key = namespace.child_key(parent, &name).ok_or(Errno::ENOENT)?;
+        if !key.fits() {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        Ok((name, key))
+    }
+
+    /// Attributes of what a caller makes.
+    pub(super) fn new_attributes(
+        &self,
+        parent: Ino,
+        kind: Kind,
+        mode: u32,
+        caller: Caller,
+    ) -> Attributes {
+        let namespace = self.namespace.lock();
+        let mut attributes = Attributes::of(kind, namespace.defaults(), self.wall());
+        attributes.mode = mode & 0o7777;
+        (attributes.uid, attributes.gid) = (caller.uid, caller.gid);
+        let Some(directory) = namespace.get(parent) else { return attributes };
+        if directory.attributes.mode & SGID != 0 {
+            attributes.gid = directory.attributes.gid;
+            if kind == Kind::Directory {
+                attributes.mode |= SGID;
+            }
+        }
+        attributes
+    }
+}

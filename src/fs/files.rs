@@ -1,0 +1,534 @@
+//! Opening, reading, writing and closing files.
+//!
+//! Cost: open of a known file 1 HEAD (0 while this node is writing it, or when it is truncated);
+//! close of a small dirty file 1 PUT; of a clean one nothing.
+
+use std::ffi::OsStr;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::error::Errno;
+use super::handles::{FileHandle, Handle, IoMode, OpenFile};
+use super::lookup::SMALL_BYTES_MAX;
+use super::{Caller, Entry, Fs};
+use crate::bucket::{Condition, Metadata};
+use crate::read::Version;
+use crate::types::{Ino, Kind};
+use crate::write::{Base, Staged, Uploaded};
+
+/// Up to this size an existing file that is opened for writing is fetched whole at once, so that
+/// the kernel can pass through; a larger one is fetched where it is touched. One part.
+const FETCH_AT_OPEN_BYTES_MAX: u64 = 16 << 20;
+/// Files whose staged content is kept after close, for the next open: how many, and how large each.
+const RESTING_MAX: usize = 64;
+const RESTING_BYTES_MAX: u64 = 256 << 20;
+/// Mode bits that a write must clear, which needs every write to come to us.
+const SET_ID: u32 = 0o6000;
+
+/// What open gives the kernel.
+#[derive(Debug)]
+pub struct Opened {
+    pub handle: u64,
+    pub mode: IoMode,
+    /// The pages the kernel holds are of this very version.
+    pub keep_cache: bool,
+    /// With [`IoMode::Passthrough`]: what to pass through to.
+    pub backing: Option<Arc<Staged>>,
+}
+
+/// Who lets go of a descriptor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Closer {
+    /// A program that called close(2) or exited by itself.
+    Living,
+    /// A process that a signal is killing.
+    Killed,
+}
+
+/// What open(2) asks for.
+#[derive(Clone, Copy, Debug)]
+struct Access {
+    write: bool,
+    truncate: bool,
+    append: bool,
+}
+
+impl Access {
+    fn of(flags: i32) -> Self {
+        let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let truncate = write && flags & libc::O_TRUNC != 0;
+        Self { write, truncate, append: flags & libc::O_APPEND != 0 }
+    }
+}
+
+impl Fs {
+    pub async fn open(&self, ino: Ino, flags: i32) -> Result<Opened, Errno> {
+        let access = Access::of(flags);
+        if access.write {
+            self.writable()?;
+        }
+        let file = self.handles.shared(ino);
+        let result = self.open_shared(ino, &file, access).await;
+        drop(file);
+        self.handles.tidy(ino);
+        result
+    }
+
+    async fn open_shared(
+        &self,
+        ino: Ino,
+        file: &Arc<OpenFile>,
+        access: Access,
+    ) -> Result<Opened, Errno> {
+        if let Some(failed) = file.state.lock().failed.filter(|_| !access.truncate) {
+            return Err(failed);
+        }
+        if access.write {
+            let _io = file.io.lock().await;
+            let staged = self.staged_for_writing(ino, file, !access.truncate).await?;
+            if access.truncate {
+                self.truncate_staged(ino, &staged).await?;
+                file.state.lock().short = false;
+            } else if staged.size().is_ok_and(|size| size <= FETCH_AT_OPEN_BYTES_MAX) {
+                staged.complete().await?;
+                self.times_hold(ino, &staged)?;
+            }
+            return self.add_handle(ino, file, access);
+        }
+        if !self.is_local(ino)? {
+            let _io = file.io.lock().await;
+            if file.state.lock().staged.is_some() {
+                self.reusable(ino, file, true).await?;
+                self.settle(ino, file);
+            } else {
+                self.revalidate_for_reading(ino, file).await?;
+            }
+        }
+        self.add_handle(ino, file, access)
+    }
+
+    /// Asks for the version to be read, with its content where it is small and not here already.
+    async fn revalidate_for_reading(&self, ino: Ino, file: &OpenFile) -> Result<(), Errno> {
+        let known = self.version(ino)?;
+        let fetch = known.is_some_and(|version| {
+            (1..=SMALL_BYTES_MAX).contains(&version.size)
+                && self.reader.whole_file(&version).is_none()
+        });
+        if !fetch {
+            self.revalidate(ino).await?;
+            return Ok(());
+        }
+        let small = self.revalidate_small(ino).await?;
+        if let Some((version, body)) = &small {
+            self.reader.insert(version, body.clone());
+        }
+        file.state.lock().small = small;
+        Ok(())
+    }
+
+    async fn truncate_staged(&self, ino: Ino, staged: &Staged) -> Result<(), Errno> {
+        staged.truncate(0).await?;
+        let mut namespace = self.namespace.lock();
+        let inode = namespace.get_mut(ino).ok_or(Errno::ESTALE)?;
+        inode.size = 0;
+        inode.times_set = false;
+        inode.times_staged = None;
+        Ok(())
+    }
+
+    fn is_local(&self, ino: Ino) -> Result<bool, Errno> {
+        let namespace = self.namespace.lock();
+        let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
+        Ok(inode.staged || !inode.linked)
+    }
+
+    /// Counts a new handle and fixes its mode.
+    fn add_handle(&self, ino: Ino, file: &Arc<OpenFile>, access: Access) -> Result<Opened, Errno> {
+        let mut namespace = self.namespace.lock();
+        let inode = namespace.get_mut(ino).ok_or(Errno::ESTALE)?;
+        let enabled = self.passthrough.load(std::sync::atomic::Ordering::Relaxed);
+        let may_pass = enabled && inode.attributes.mode & SET_ID == 0;
+        let mut state = file.state.lock();
+        let mode = state.choose_mode(may_pass);
+        *state.count(mode) += 1;
+        state.writers += u32::from(access.write);
+        inode.opens += 1;
+        let keep_cache =
+            mode == IoMode::Cached && inode.paged.is_some() && inode.paged == inode.object;
+        if mode == IoMode::Cached {
+            inode.paged = inode.object.clone();
+        }
+        let backing = state.staged.clone().filter(|_| mode == IoMode::Passthrough);
+        if let Some(staged) = &backing {
+            staged.set_passthrough();
+        }
+        drop(state);
+        let (writable, append) = (access.write, access.append);
+        let handle = FileHandle { ino, file: file.clone(), writable, append, mode };
+        let handle = self.handles.add(Handle::File(handle));
+        Ok(Opened { handle, mode, keep_cache, backing })
+    }
+
+    /// The kernel would not pass through after all: the handle is a direct one, and so will all be.
+    pub fn refuse_passthrough(&self, handle: u64) {
+        self.disable_passthrough();
+        let Ok(open) = self.handles.file(handle) else { return };
+        let mut state = open.file.state.lock();
+        *state.count(IoMode::Passthrough) -= 1;
+        *state.count(IoMode::Direct) += 1;
+        drop(state);
+        self.handles.set_mode(handle, IoMode::Direct);
+    }
+
+    pub async fn create(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        flags: i32,
+        caller: Caller,
+    ) -> Result<(Entry, Opened), Errno> {
+        let (name, key) = self.new_name(parent, name)?;
+        let _tree = self.tree.read().await;
+        let mut base = None;
+        if flags & libc::O_EXCL != 0 {
+            let etag = self.create_object(&key, Bytes::new(), &Metadata::new()).await?;
+            base = Some(Base { key: key.clone(), etag, size: 0 });
+        }
+        let object = base.as_ref().map(|base| base.etag.clone());
+        let staged = self.writer.stage(key, base)?;
+        let attributes = self.new_attributes(parent, Kind::File, mode, caller);
+        let ino = {
+            let mut namespace = self.namespace.lock();
+            if let Some(old) = namespace.child(parent, &name).map(|child| child.ino) {
+                namespace.detach(old); // another node's, made since the kernel asked
+            }
+            let ino = namespace.insert(parent, &name, Kind::File, attributes);
+            let ino = ino.ok_or(Errno::ENOENT)?;
+            let inode = namespace.get_mut(ino).ok_or(Errno::ESTALE)?;
+            inode.object = object;
+            inode.staged = true;
+            namespace.touch(ino, self.clock.now());
+            namespace.touch_directory(parent, self.wall());
+            ino
+        };
+        let file = self.handles.shared(ino);
+        file.state.lock().staged = Some(staged);
+        self.record_attributes(ino);
+        let access = Access { truncate: false, ..Access::of(flags) };
+        let opened = self.add_handle(ino, &file, access)?;
+        Ok((self.entry(ino)?, opened))
+    }
+
+    pub async fn read(&self, handle: u64, offset: u64, size: u32) -> Result<Bytes, Errno> {
+        let open = self.handles.file(handle)?;
+        let (staged, orphan) = {
+            let state = open.file.state.lock();
+            (state.staged.clone(), state.orphan.clone())
+        };
+        if let Some(staged) = staged {
+            return Ok(staged.read(offset, size).await?);
+        }
+        if let Some(orphan) = orphan {
+            return read_file(&orphan, offset, size);
+        }
+        if let Some(part) = self.read_small(&open, offset, size)? {
+            return Ok(part);
+        }
+        let reading = self.reading(&open)?;
+        Ok(self.reader.read(&reading, offset, size).await?)
+    }
+
+    fn read_small(&self, open: &FileHandle, at: u64, size: u32) -> Result<Option<Bytes>, Errno> {
+        let Some((version, body)) = open.file.state.lock().small.clone() else { return Ok(None) };
+        if self.version(open.ino)?.is_some_and(|now| now != version) {
+            return Ok(None);
+        }
+        let start = at.min(body.len() as u64) as usize;
+        let end = (start + size as usize).min(body.len());
+        Ok(Some(body.slice(start..end)))
+    }
+
+    /// The stream of an inode's present version; of one that lost its name, the version it had.
+    fn reading(&self, open: &FileHandle) -> Result<Arc<crate::read::ReadHandle>, Errno> {
+        let version = self.version(open.ino)?;
+        let mut state = open.file.state.lock();
+        match (&state.reading, version) {
+            (Some((have, reading)), Some(version)) if *have == version => Ok(reading.clone()),
+            (_, Some(version)) => {
+                let reading = Arc::new(self.reader.open(version.clone()));
+                state.reading = Some((version, reading.clone()));
+                Ok(reading)
+            }
+            (Some((_, reading)), None) => Ok(reading.clone()),
+            (None, None) => Err(Errno::ESTALE),
+        }
+    }
+
+    /// What the bucket has of a linked file.
+    pub(super) fn version(&self, ino: Ino) -> Result<Option<Version>, Errno> {
+        let namespace = self.namespace.lock();
+        let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
+        let (Some(key), Some(etag)) = (namespace.key(ino), inode.object.clone()) else {
+            return Ok(None);
+        };
+        Ok(Some(Version { key, etag, size: inode.size }))
+    }
+
+    pub async fn write(&self, handle: u64, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        let open = self.handles.file(handle)?;
+        let staged = open.file.state.lock().staged.clone().ok_or(Errno::EBADF)?;
+        let offset = match open.append {
+            true => staged.size().map_err(|_| Errno::EIO)?,
+            false => offset,
+        };
+        staged.write(offset, data).await?;
+        Ok(())
+    }
+
+    pub async fn fallocate(
+        &self,
+        handle: u64,
+        offset: u64,
+        length: u64,
+        mode: i32,
+    ) -> Result<(), Errno> {
+        let open = self.handles.file(handle)?;
+        let staged = open.file.state.lock().staged.clone().ok_or(Errno::EBADF)?;
+        Ok(staged.allocate(offset, length, mode).await?)
+    }
+
+    /// close(2): the object is whole in the bucket when this returns. A killed process's close
+    /// publishes nothing; whether the file is torn shows at its release, since others may hold it.
+    pub async fn flush(&self, handle: u64, closer: Closer) -> Result<(), Errno> {
+        let open = self.handles.file(handle)?;
+        if !open.writable {
+            return Ok(());
+        }
+        let torn = closer == Closer::Killed;
+        let full = open.mode == IoMode::Passthrough && self.writer.is_full();
+        {
+            let mut state = open.file.state.lock();
+            state.torn = torn;
+            let dirty = state.staged.as_ref().is_some_and(|staged| staged.is_dirty());
+            state.short |= full && dirty;
+        }
+        if torn { Ok(()) } else { self.sync(open.ino, &open.file).await }
+    }
+
+    /// fsync(2): the object, and what is recorded of it.
+    pub async fn fsync(&self, handle: u64) -> Result<(), Errno> {
+        let open = self.handles.file(handle)?;
+        self.sync(open.ino, &open.file).await?;
+        let parent = self.namespace.lock().get(open.ino).map(|inode| inode.parent);
+        match parent {
+            Some(parent) => self.flush_record(parent).await,
+            None => Ok(()),
+        }
+    }
+
+    /// fsync(2) of a directory: its names are in the bucket already.
+    pub async fn fsyncdir(&self, ino: Ino) -> Result<(), Errno> {
+        self.flush_record(ino).await
+    }
+
+    /// The last descriptor of a handle is gone.
+    pub async fn release(&self, handle: u64) {
+        let Some(Handle::File(open)) = self.handles.remove(handle) else { return };
+        let last_writer = {
+            let mut state = open.file.state.lock();
+            *state.count(open.mode) -= 1;
+            state.writers -= u32::from(open.writable);
+            if state.handles() == 0 {
+                state.small = None;
+            }
+            open.writable && state.writers == 0
+        };
+        if last_writer {
+            self.last_writer_gone(&open).await;
+        }
+        let io = open.file.io.lock().await;
+        self.settle(open.ino, &open.file);
+        drop(io);
+        let mut namespace = self.namespace.lock();
+        if let Some(inode) = namespace.get_mut(open.ino) {
+            inode.opens = inode.opens.saturating_sub(1);
+        }
+        namespace.drop_if_unused(open.ino);
+        drop(namespace);
+        let ino = open.ino;
+        drop(open);
+        self.handles.tidy(ino);
+    }
+
+    async fn last_writer_gone(&self, open: &FileHandle) {
+        if open.file.state.lock().torn {
+            return self.tear(open.ino, &open.file).await;
+        }
+        let staged = open.file.state.lock().staged.clone();
+        let checked = match staged {
+            Some(staged) => staged.recheck().await.map_err(Errno::from),
+            None => Ok(()),
+        };
+        let synced = self.sync(open.ino, &open.file).await;
+        if let Err(error) = checked.and(synced) {
+            tracing::error!(ino = open.ino.0, %error, "not uploaded at its release");
+        }
+    }
+
+    /// What a killed process left of a file goes to the quarantine; the file is what it was before.
+    async fn tear(&self, ino: Ino, file: &OpenFile) {
+        let _io = file.io.lock().await;
+        let mut namespace = self.namespace.lock();
+        let mut state = file.state.lock();
+        state.torn = false;
+        let Some(staged) = state.staged.take_if(|staged| staged.is_dirty()) else { return };
+        state.failed = None;
+        tracing::warn!(ino = ino.0, key = ?namespace.key(ino), "torn: its writer was killed");
+        drop((state, staged)); // dirty and let go: the write path quarantines it
+        let Some(inode) = namespace.get_mut(ino) else { return };
+        inode.staged = false;
+        inode.checked = None;
+        let (in_bucket, parent) = (inode.object.is_some(), inode.parent);
+        if !in_bucket {
+            namespace.detach(ino);
+            namespace.touch_directory(parent, self.wall());
+        }
+    }
+
+    /// Uploads what is dirty. A failure sticks until an upload of the file succeeds.
+    pub(super) async fn sync(&self, ino: Ino, file: &OpenFile) -> Result<(), Errno> {
+        let _tree = self.tree.read().await;
+        let _io = file.io.lock().await;
+        self.sync_locked(ino, file).await
+    }
+
+    /// The same; the caller holds `tree` and the inode's `io`.
+    pub(super) async fn sync_locked(&self, ino: Ino, file: &OpenFile) -> Result<(), Errno> {
+        let Some(staged) = file.state.lock().staged.clone() else { return Ok(()) };
+        // What rests from an earlier write may be older than what the bucket has now.
+        if !self.is_to_upload(ino) {
+            return Ok(());
+        }
+        let Some(key) = self.namespace.lock().key(ino) else { return Ok(()) };
+        staged.set_key(key);
+        if !staged.is_dirty() {
+            return Ok(());
+        }
+        if file.state.lock().short {
+            file.state.lock().failed = Some(Errno::ENOSPC);
+            return Err(Errno::ENOSPC);
+        }
+        match staged.upload(&Condition::Always).await {
+            Ok(uploaded) => {
+                file.state.lock().failed = None;
+                self.uploaded(ino, &staged, uploaded);
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(ino = ino.0, %error, "an upload failed");
+                let errno = Errno::from(error);
+                file.state.lock().failed = Some(errno);
+                Err(errno)
+            }
+        }
+    }
+
+    fn uploaded(&self, ino: Ino, staged: &Staged, uploaded: Uploaded) {
+        let mut namespace = self.namespace.lock();
+        let replaced = namespace.get(ino).is_some_and(|inode| inode.object.is_some());
+        let key = namespace.key(ino);
+        let Some(inode) = namespace.get_mut(ino) else { return };
+        inode.object = Some(uploaded.etag);
+        inode.size = uploaded.size;
+        let held = staged.modified().ok().is_some_and(|now| inode.times_staged == Some(now));
+        if !held {
+            inode.attributes.mtime = uploaded.modified;
+            inode.attributes.ctime = inode.attributes.ctime.max(uploaded.modified);
+            inode.times_set = false;
+        }
+        namespace.touch(ino, self.clock.now());
+        drop(namespace);
+        if let Some(key) = key.filter(|_| replaced) {
+            self.reader.forget(&key);
+        }
+        self.record_attributes(ino);
+    }
+
+    /// What the inode's times say holds while the staged file is not written: fetching is no write.
+    pub(super) fn times_hold(&self, ino: Ino, staged: &Staged) -> Result<(), Errno> {
+        if staged.is_dirty() {
+            return Ok(());
+        }
+        let modified = staged.modified().map_err(|_| Errno::EIO)?;
+        if let Some(inode) = self.namespace.lock().get_mut(ino) {
+            inode.times_staged = Some(modified);
+        }
+        Ok(())
+    }
+
+    /// When nobody writes a file any more and the bucket has it, the bucket says what it is. The
+    /// staged content rests a while for the next open. The caller holds `io`.
+    pub(super) fn settle(&self, ino: Ino, file: &OpenFile) {
+        let mut namespace = self.namespace.lock();
+        let mut state = file.state.lock();
+        let Some(staged) = state.staged.clone() else { return };
+        let Some(inode) = namespace.get_mut(ino) else {
+            return state.staged = None;
+        };
+        if !inode.linked {
+            if state.handles() == 0 {
+                staged.discard();
+                state.staged = None;
+                inode.staged = false;
+            }
+            return;
+        }
+        if state.writers > 0 || staged.is_dirty() {
+            return;
+        }
+        inode.staged = false;
+        let small = staged.size().is_ok_and(|size| size <= RESTING_BYTES_MAX);
+        if state.handles() == 0 && !(small && staged.is_complete()) {
+            state.staged = None;
+        }
+        drop((state, namespace));
+        self.rest(ino);
+    }
+
+    fn rest(&self, ino: Ino) {
+        let oldest = {
+            let mut resting = self.resting.lock();
+            resting.retain(|other| *other != ino);
+            resting.push_back(ino);
+            if resting.len() > RESTING_MAX { resting.pop_front() } else { None }
+        };
+        let Some(oldest) = oldest else { return };
+        let Some(file) = self.handles.shared_if_any(oldest) else { return };
+        let mut state = file.state.lock();
+        let idle = state.handles() == 0 && file.io.try_lock().is_ok();
+        if idle && state.staged.as_ref().is_some_and(|staged| !staged.is_dirty()) {
+            state.staged = None;
+        }
+        drop(state);
+        drop(file);
+        self.handles.tidy(oldest);
+    }
+}
+
+fn read_file(file: &std::fs::File, offset: u64, size: u32) -> Result<Bytes, Errno> {
+    let mut buffer = vec![0; size as usize];
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return Err(Errno::EIO),
+        }
+    }
+    buffer.truncate(filled);
+    Ok(buffer.into())
+}

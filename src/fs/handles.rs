@@ -1,0 +1,224 @@
+//! Open files and directories: what the kernel's handle numbers stand for, and what all handles of
+//! one inode share.
+//!
+//! Owns the table and the I/O mode of each open inode. Does not own contents.
+//!
+//! The kernel fixes how an inode is read and written while it is open: once a handle passes through
+//! to a staged file, every later one must; and none may while a cached one is open.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::error::Errno;
+use crate::namespace::listing::Listing;
+use crate::namespace::{Asked, inode::SeenEntry};
+use crate::read::{ReadHandle, Version};
+use crate::types::{Ino, Name};
+use crate::write::Staged;
+
+/// How the kernel does the I/O of a handle.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IoMode {
+    /// Through the page cache; reads come to us in read-ahead windows.
+    Cached,
+    /// Every read and write comes to us.
+    Direct,
+    /// Straight to and from the staged file.
+    Passthrough,
+}
+
+/// What the handles of one inode share.
+#[derive(Debug, Default)]
+pub struct OpenFile {
+    /// Held while the inode's object is being changed: upload, unlink, rename, truncate.
+    pub io: tokio::sync::Mutex<()>,
+    pub state: Mutex<OpenState>,
+}
+
+#[derive(Debug, Default)]
+pub struct OpenState {
+    /// The content, while it is being written, or still at hand from a write just done.
+    pub staged: Option<Arc<Staged>>,
+    /// Reads of an unlinked file whose object is gone.
+    pub orphan: Option<Arc<std::fs::File>>,
+    pub reading: Option<(Version, Arc<ReadHandle>)>,
+    /// A small file whole, as it came with the answer at its open.
+    pub small: Option<(Version, Bytes)>,
+    pub writers: u32,
+    pub cached: u32,
+    pub direct: u32,
+    pub passthrough: u32,
+    /// The last close was a killed process's: what it left is not to be published.
+    pub torn: bool,
+    /// The staging disk was full when the file was closed after writes that only the kernel saw:
+    /// some of them may have failed. Nothing of it is published until it is emptied or removed.
+    pub short: bool,
+    /// A failed upload: sticks until the file is written again.
+    pub failed: Option<Errno>,
+}
+
+impl OpenState {
+    pub fn handles(&self) -> u32 {
+        self.cached + self.direct + self.passthrough
+    }
+
+    pub fn count(&mut self, mode: IoMode) -> &mut u32 {
+        match mode {
+            IoMode::Cached => &mut self.cached,
+            IoMode::Direct => &mut self.direct,
+            IoMode::Passthrough => &mut self.passthrough,
+        }
+    }
+
+    /// The mode the next handle must have. `may_pass`: the kernel, the options and the file's mode
+    /// allow passthrough.
+    pub fn choose_mode(&self, may_pass: bool) -> IoMode {
+        let whole = self.staged.as_ref().is_some_and(|staged| staged.is_complete());
+        if self.passthrough > 0 || (may_pass && whole && self.cached == 0 && self.direct == 0) {
+            IoMode::Passthrough
+        } else if self.staged.is_some() || self.orphan.is_some() {
+            IoMode::Direct
+        } else {
+            IoMode::Cached
+        }
+    }
+}
+
+/// A directory being read: one listing, from which the kernel takes entries by offset.
+#[derive(Debug)]
+pub struct OpenDirectory {
+    pub ino: Ino,
+    pub listing: tokio::sync::Mutex<Listed>,
+}
+
+/// What an open directory is read from.
+#[derive(Debug)]
+pub struct Listed {
+    pub snapshot: Arc<Snapshot>,
+    /// Whether a read from the start has used it.
+    pub read: bool,
+}
+
+/// A directory as one LIST told it. Entry `i` has offset `i`.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub asked: Asked,
+    pub entries: Vec<(Name, SnapshotEntry)>,
+}
+
+#[derive(Clone, Debug)]
+pub enum SnapshotEntry {
+    /// As the bucket has it.
+    Seen(SeenEntry),
+    /// Only this node knows of it yet.
+    Local(Ino),
+}
+
+impl Snapshot {
+    pub fn new(asked: Asked, listing: Listing, local: Vec<(Name, Ino)>) -> Self {
+        let mut listed = listing.entries;
+        let mut entries = Vec::with_capacity(listed.len() + local.len());
+        for (name, ino) in local {
+            listed.remove(&name);
+            entries.push((name, SnapshotEntry::Local(ino)));
+        }
+        entries.extend(listed.into_iter().map(|(name, seen)| (name, SnapshotEntry::Seen(seen))));
+        entries.sort_by(|a, b| a.0.cmp(&b.0));
+        Self { asked, entries }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub enum Handle {
+    File(FileHandle),
+    Directory(Arc<OpenDirectory>),
+}
+
+#[derive(Clone, Debug)]
+pub struct FileHandle {
+    pub ino: Ino,
+    pub file: Arc<OpenFile>,
+    pub writable: bool,
+    pub append: bool,
+    pub mode: IoMode,
+}
+
+/// The kernel's handle numbers, and the files that are open or still hold something.
+#[derive(Debug, Default)]
+pub struct Handles {
+    next: AtomicU64,
+    handles: Mutex<HashMap<u64, Handle>>,
+    files: Mutex<HashMap<Ino, Arc<OpenFile>>>,
+}
+
+impl Handles {
+    pub fn add(&self, handle: Handle) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        self.handles.lock().insert(number, handle);
+        number
+    }
+
+    pub fn file(&self, number: u64) -> Result<FileHandle, Errno> {
+        match self.handles.lock().get(&number) {
+            Some(Handle::File(handle)) => Ok(handle.clone()),
+            _ => Err(Errno::EBADF),
+        }
+    }
+
+    pub fn directory(&self, number: u64) -> Result<Arc<OpenDirectory>, Errno> {
+        match self.handles.lock().get(&number) {
+            Some(Handle::Directory(handle)) => Ok(handle.clone()),
+            _ => Err(Errno::EBADF),
+        }
+    }
+
+    pub fn set_mode(&self, number: u64, mode: IoMode) {
+        if let Some(Handle::File(handle)) = self.handles.lock().get_mut(&number) {
+            handle.mode = mode;
+        }
+    }
+
+    pub fn remove(&self, number: u64) -> Option<Handle> {
+        self.handles.lock().remove(&number)
+    }
+
+    pub fn len(&self) -> usize {
+        self.handles.lock().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.handles.lock().is_empty()
+    }
+
+    /// What the handles of the inode share; made if nobody has it open.
+    pub fn shared(&self, ino: Ino) -> Arc<OpenFile> {
+        self.files.lock().entry(ino).or_default().clone()
+    }
+
+    pub fn shared_if_any(&self, ino: Ino) -> Option<Arc<OpenFile>> {
+        self.files.lock().get(&ino).cloned()
+    }
+
+    /// Drops what nobody has open and that holds nothing.
+    pub fn tidy(&self, ino: Ino) {
+        let mut files = self.files.lock();
+        let idle = files.get(&ino).is_some_and(|file| {
+            let state = file.state.lock();
+            Arc::strong_count(file) == 1
+                && state.handles() == 0
+                && state.staged.is_none()
+                && state.failed.is_none()
+        });
+        if idle {
+            files.remove(&ino);
+        }
+    }
+
+    pub fn all_files(&self) -> Vec<(Ino, Arc<OpenFile>)> {
+        self.files.lock().iter().map(|(ino, file)| (*ino, file.clone())).collect()
+    }
+}

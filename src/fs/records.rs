@@ -1,0 +1,287 @@
+//! Attribute records: loading every mount's, flushing our own.
+//!
+//! Cost: loading is 1 LIST and a GET per record whose ETag is new; flushing is 1 LIST and 1 PUT for
+//! all the changes of a directory that came within [`FLUSH_DELAY`].
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures::StreamExt;
+
+use super::Fs;
+use super::error::Errno;
+use crate::bucket::{BucketError, Condition, ListedObject, Metadata};
+use crate::namespace::attrs::{
+    AttrsRecord, RECORD_BYTES_MAX, RECORD_PREFIX, Recorded, nanos, record_key,
+};
+use crate::namespace::inode::{LoadedRecord, Presence};
+use crate::namespace::listing::Listing;
+use crate::types::{CONTROL_DIR, Ino, Key, Kind};
+
+/// How long changes of attributes are gathered before they are written.
+const FLUSH_DELAY: Duration = Duration::from_millis(300);
+/// How long to wait after a flush that failed.
+const FLUSH_RETRY: Duration = Duration::from_secs(5);
+/// How long changed mtimes of directories are gathered: a crash loses the fractions of a second of
+/// those of the last half minute.
+const DIRECTORY_TIMES_DELAY: Duration = Duration::from_secs(30);
+/// Of so many names one is no record, where a directory is not empty.
+const PRESENCE_LIST_MAX: u16 = 10;
+/// Records fetched at once.
+const FETCHES_MAX: usize = 16;
+
+/// Flushes changed records until the file system is gone.
+pub(super) async fn flush_now_and_then(fs: Weak<Fs>) {
+    let Some(mut times_recorded) = fs.upgrade().map(|fs| fs.clock.now()) else { return };
+    loop {
+        let Some(strong) = fs.upgrade() else { return };
+        let changed = tokio::time::timeout(FLUSH_RETRY, strong.records_dirty.notified()).await;
+        drop(strong);
+        if changed.is_ok() {
+            tokio::time::sleep(FLUSH_DELAY).await;
+        }
+        let Some(strong) = fs.upgrade() else { return };
+        let now = strong.clock.now();
+        if now.saturating_duration_since(times_recorded) >= DIRECTORY_TIMES_DELAY {
+            strong.record_directory_times();
+            times_recorded = now;
+        }
+        strong.flush_records().await;
+    }
+}
+
+impl Fs {
+    /// Loads the records of a directory that are new.
+    pub(super) async fn load_records(&self, directory: Ino) -> Result<(), BucketError> {
+        let Some((prefix, own_key, have, own_loaded)) = self.records_of(directory) else {
+            return Ok(());
+        };
+        let checked = self.clock.now();
+        let page = self.bucket.list_all(&format!("{prefix}{CONTROL_DIR}/"), true).await?;
+        let present = !page.objects.is_empty() || !page.prefixes.is_empty();
+        let start = format!("{prefix}{CONTROL_DIR}/{RECORD_PREFIX}");
+        let is_record = |object: &ListedObject| object.key.as_str().starts_with(&start);
+        let (mut records, mut wanted) = (Vec::new(), Vec::new());
+        for object in page.objects.into_iter().filter(is_record) {
+            let key = object.key.as_str().to_owned();
+            match have.iter().find(|r| r.key == key && r.etag == object.etag) {
+                Some(loaded) => records.push(loaded.clone()),
+                None if key == own_key && own_loaded => {}
+                None => wanted.push(object),
+            }
+        }
+        let fetches = wanted.into_iter().map(|object| self.fetch_record(object));
+        let mut fetches = futures::stream::iter(fetches).buffer_unordered(FETCHES_MAX);
+        let mut own = None;
+        while let Some(loaded) = fetches.next().await {
+            match loaded? {
+                Some(loaded) if loaded.key == own_key => own = Some(loaded.record),
+                Some(loaded) => records.push(loaded),
+                None => {}
+            }
+        }
+        drop(fetches);
+        if let Some(directory) = self.namespace.lock().directory_mut(directory) {
+            directory.control = if present { Presence::Present } else { Presence::Absent };
+            directory.records = records;
+            directory.records_checked = Some(checked);
+            directory.own_loaded = true;
+            for (name, entry) in own.iter().flat_map(|record| &record.entries) {
+                directory.own.entry(name.clone()).or_insert_with(|| entry.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn records_of(&self, directory: Ino) -> Option<(String, String, Vec<LoadedRecord>, bool)> {
+        let namespace = self.namespace.lock();
+        let prefix = namespace.key(directory)?.as_str().to_owned();
+        let own_key = record_key(&prefix, &self.config.mount_id);
+        let state = &namespace.get(directory)?.directory;
+        Some((prefix, own_key, state.records.clone(), state.own_loaded))
+    }
+
+    /// One record; `None` if it went meanwhile or can't be used, which is logged.
+    async fn fetch_record(
+        &self,
+        object: ListedObject,
+    ) -> Result<Option<LoadedRecord>, BucketError> {
+        if object.size == 0 || object.size > RECORD_BYTES_MAX {
+            tracing::warn!(key = %object.key, bytes = object.size, "a record of absurd size");
+            return Ok(None);
+        }
+        let (info, body) = match self.bucket.get_bytes(&object.key, 0..object.size, None).await {
+            Err(BucketError::NotFound) => return Ok(None),
+            other => other?,
+        };
+        match AttrsRecord::parse(&body) {
+            Ok(record) => Ok(Some(LoadedRecord {
+                key: object.key.as_str().to_owned(),
+                etag: info.etag,
+                record: Arc::new(record),
+            })),
+            Err(error) => {
+                tracing::warn!(key = %object.key, %error, "a record that can't be used");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Notes that an inode's attributes must be found by other mounts and later ones. What has no
+    /// version in the bucket yet is noted again when it has.
+    pub(super) fn record_attributes(&self, ino: Ino) {
+        let mut namespace = self.namespace.lock();
+        let defaults = *namespace.defaults();
+        let at = self.wall();
+        let Some(inode) = namespace.get(ino).filter(|inode| inode.linked) else { return };
+        let Some(name) = inode.name.as_ref().map(|name| name.as_str().to_owned()) else { return };
+        let is_directory = inode.kind == Kind::Directory;
+        if inode.object.is_none() && !is_directory {
+            return;
+        }
+        let timed = inode.times_set || inode.directory.times_dirty;
+        let plain = inode.attributes.is_default(inode.kind, &defaults) && !timed;
+        let mut entry = Recorded::of(inode.kind, inode.object.as_ref(), &inode.attributes, at);
+        if let Some(newest) = inode.directory.mtime_set {
+            entry.newest = Some(nanos(newest));
+        }
+        let parent = inode.parent;
+        if let Some(directory) = namespace.directory_mut(ino) {
+            directory.times_dirty = false; // they are in the entry
+        }
+        let Some(directory) = namespace.directory_mut(parent) else { return };
+        // A default that overrules what a record said before must be written too.
+        let said = directory.own.contains_key(&name)
+            || directory.records.iter().any(|r| r.record.entries.contains_key(&name));
+        if plain && !said {
+            return;
+        }
+        directory.own.insert(name, entry);
+        directory.own_dirty = true;
+        drop(namespace);
+        self.records_dirty.notify_one();
+    }
+
+    /// Takes a name out of our record: it is gone or means something new.
+    pub(super) fn unrecord(&self, directory: Ino, name: &str) {
+        let mut namespace = self.namespace.lock();
+        let Some(directory) = namespace.directory_mut(directory) else { return };
+        if directory.own.remove(name).is_some() {
+            directory.own_dirty = true;
+            drop(namespace);
+            self.records_dirty.notify_one();
+        }
+    }
+
+    /// Notes the mtime of every directory that changed. Apart from [`Fs::record_attributes`] and
+    /// much
+    /// more seldom: directories change with every file, and a listing tells their times to a
+    /// second.
+    pub(super) fn record_directory_times(&self) {
+        let changed: Vec<Ino> = {
+            let namespace = self.namespace.lock();
+            let changed = namespace.inodes().filter(|inode| inode.directory.times_dirty);
+            changed.map(|inode| inode.ino).collect()
+        };
+        for directory in changed {
+            self.record_attributes(directory);
+        }
+    }
+
+    /// Flushes the record of every directory that changed. Returns how many could not be.
+    pub(super) async fn flush_records(&self) -> usize {
+        let dirty: Vec<Ino> = {
+            let namespace = self.namespace.lock();
+            let dirty = namespace.inodes().filter(|inode| inode.directory.own_dirty);
+            dirty.map(|inode| inode.ino).collect()
+        };
+        let mut failures = 0;
+        for directory in dirty {
+            if let Err(error) = self.flush_record(directory).await {
+                tracing::warn!(%error, "attributes could not be recorded; trying again");
+                failures += 1;
+            }
+        }
+        failures
+    }
+
+    /// Writes our record of one directory if it changed.
+    pub(super) async fn flush_record(&self, directory: Ino) -> Result<(), Errno> {
+        let _tree = self.tree.read().await;
+        let (must_load, dirty) = {
+            let namespace = self.namespace.lock();
+            let Some(inode) = namespace.get(directory) else { return Ok(()) };
+            let state = &inode.directory;
+            (!state.own_loaded && state.control != Presence::Absent, state.own_dirty)
+        };
+        if !dirty {
+            return Ok(());
+        }
+        if must_load {
+            self.load_records(directory).await?;
+        }
+        if !self.is_there(directory).await? {
+            if let Some(state) = self.namespace.lock().directory_mut(directory) {
+                state.own_dirty = false;
+            }
+            return Ok(());
+        }
+        let Some((key, entries)) = self.take_dirty_record(directory) else { return Ok(()) };
+        let result = self.write_record(&key, entries).await;
+        let mut namespace = self.namespace.lock();
+        if let Some(state) = namespace.directory_mut(directory) {
+            match &result {
+                Ok(()) => state.control = Presence::Present,
+                Err(_) => state.own_dirty = true,
+            }
+        }
+        namespace.drop_if_unused(directory);
+        Ok(result?)
+    }
+
+    /// Whether the bucket still has a directory: a record must not bring back one that another node
+    /// removed.
+    async fn is_there(&self, directory: Ino) -> Result<bool, BucketError> {
+        if directory == Ino::ROOT {
+            return Ok(true);
+        }
+        let Some(key) = self.namespace.lock().key(directory) else { return Ok(false) };
+        let page = match self.bucket.list(key.as_str(), true, None, PRESENCE_LIST_MAX).await {
+            Err(BucketError::NotFound) => return Ok(false),
+            other => other?,
+        };
+        let mut listing = Listing::default();
+        listing.add(key.as_str(), page);
+        Ok(listing.exists())
+    }
+
+    fn take_dirty_record(&self, directory: Ino) -> Option<(Key, BTreeMap<String, Recorded>)> {
+        let mut namespace = self.namespace.lock();
+        let prefix = namespace.key(directory);
+        let state = namespace.directory_mut(directory)?;
+        if !std::mem::take(&mut state.own_dirty) {
+            return None;
+        }
+        state.own_loaded = true;
+        let entries = state.own.clone();
+        Some((Key::new(record_key(prefix?.as_str(), &self.config.mount_id)), entries))
+    }
+
+    async fn write_record(
+        &self,
+        key: &Key,
+        entries: BTreeMap<String, Recorded>,
+    ) -> Result<(), BucketError> {
+        if entries.is_empty() {
+            return match self.bucket.delete(key, None).await {
+                Err(BucketError::NotFound) => Ok(()),
+                other => other,
+            };
+        }
+        let record = AttrsRecord::new(&self.config.mount_id, self.clock.random(), entries);
+        let body = record.to_json().into();
+        self.bucket.put(key, body, &Condition::Always, &Metadata::new()).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,212 @@
+//! The parts of a mount put together: store, read path, write path, file system.
+//!
+//! Owns which part gets what of the configuration. Does not own the parts.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use async_trait::async_trait;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+
+use crate::bucket::{self, Bucket, BucketError, Capabilities, ReadOnly};
+use crate::clock::Clock;
+use crate::config::{Location, MountConfig};
+use crate::fs::{Fs, FsConfig};
+use crate::fuse::{self, Serving};
+use crate::read::{self, ReadConfig, Reader};
+use crate::write::{self, WriteConfig, Writer};
+
+use super::cachedir::CacheDir;
+use super::control::Left;
+use super::life::Tree;
+
+/// While mounting a request is retried for so long at most: somebody waits, and a wrong address is
+/// the likely reason.
+const PROBE_REQUEST_S_MAX: Duration = Duration::from_secs(15);
+/// The bound on reaching the store and finding out what it can do.
+const PROBE_S_MAX: Duration = Duration::from_secs(60);
+/// Threads that take requests from the kernel; past four they only contend.
+const KERNEL_THREADS_MAX: usize = 4;
+/// The shares of the memory limit for reads and for bodies of uploads, in parts of eight; the rest
+/// is for names, requests and the program itself.
+const READ_MEMORY_EIGHTHS: u64 = 3;
+const WRITE_MEMORY_EIGHTHS: u64 = 3;
+/// Beyond the store's own bound an operation needs this for its own work.
+const DEADLINE_SLACK: Duration = Duration::from_secs(10);
+
+/// A file system over a store, not yet mounted.
+pub struct Assembled {
+    fs: Arc<Fs>,
+    capabilities: Capabilities,
+    warnings: Vec<String>,
+}
+
+/// Reaches the store, probes it and builds the file system. The error is for the user.
+pub async fn assemble(
+    config: &MountConfig,
+    cache: &CacheDir,
+    clock: Arc<dyn Clock>,
+) -> Result<Assembled> {
+    let prefix = prefix_of(&config.location);
+    let reach = reach(config, &prefix, clock.clone());
+    let reached = timeout(PROBE_S_MAX, reach).await;
+    let (bucket, mut warnings) =
+        reached.map_err(|_| anyhow!("{}: no answer within {PROBE_S_MAX:?}", config.url))??;
+    let capabilities = bucket.capabilities();
+    let in_cache = |name: &str| cache.path().join(name);
+
+    let reader =
+        Reader::new(bucket.clone(), clock.clone(), read_config(config, in_cache("blocks")))
+            .with_context(|| unusable(cache.path()))?;
+    let writer =
+        Writer::new(bucket.clone(), clock.clone(), write_config(config, in_cache("staged")))
+            .with_context(|| unusable(cache.path()))?;
+    let quarantined = writer.status().quarantined_files;
+    if quarantined > 0 {
+        let dir = cache.path().display();
+        warnings.push(format!(
+            "{quarantined} files of an earlier daemon never reached the bucket; they are in \
+             {dir}/quarantine"
+        ));
+    }
+    let scratch_dir = in_cache("scratch");
+    std::fs::create_dir_all(&scratch_dir).with_context(|| unusable(cache.path()))?;
+    let fs_config = FsConfig {
+        prefix,
+        uid: config.uid,
+        gid: config.gid,
+        umask: config.umask,
+        read_only: config.read_only,
+        strict: config.strict,
+        passthrough: config.passthrough,
+        mount_id: cache.mount_id().to_owned(),
+        scratch_dir,
+    };
+    let fs = Fs::new(fs_config, bucket, reader, writer, clock);
+    Ok(Assembled { fs, capabilities, warnings })
+}
+
+impl Assembled {
+    /// What the store can't do and what follows, each on one line.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Answers the kernel on `descriptor`; the mount answers when this returns.
+    pub fn serve(
+        &self,
+        config: &MountConfig,
+        descriptor: OwnedFd,
+        runtime: Handle,
+    ) -> io::Result<Serving> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let options = fuse::Options {
+            allow_other: config.allow_other,
+            threads: threads.clamp(2, KERNEL_THREADS_MAX),
+            deadline: config.io_timeout + DEADLINE_SLACK,
+        };
+        fuse::serve(self.fs.clone(), descriptor, options, runtime)
+    }
+}
+
+#[async_trait]
+impl Tree for Assembled {
+    async fn drain(&self) -> u64 {
+        self.fs.drain().await as u64
+    }
+
+    fn left(&self) -> Left {
+        let pending = self.fs.pending();
+        Left { files: pending.files, bytes: pending.bytes }
+    }
+
+    fn status(&self) -> serde_json::Value {
+        serde_json::json!({
+            "warnings": self.warnings,
+            "capabilities": self.capabilities,
+            "fs": self.fs.status(),
+        })
+    }
+}
+
+/// A bucket that knows what its store can do.
+async fn reach(
+    config: &MountConfig,
+    prefix: &str,
+    clock: Arc<dyn Clock>,
+) -> Result<(Arc<Bucket>, Vec<String>)> {
+    let store = bucket::open(&config.location, &config.store, clock.clone())
+        .await
+        .map_err(|e| refusal(config, &e))?;
+    let patience = config.io_timeout.min(PROBE_REQUEST_S_MAX);
+    let probed = Bucket::new(store.clone(), clock.clone(), patience);
+    let read_only = if config.read_only { ReadOnly::Yes } else { ReadOnly::No };
+    // The probe writes, and a write that got no answer is asked after. Whether the store can be
+    // reached at all is known sooner.
+    let listed = probed.list(prefix, true, None, 1);
+    let (_, (capabilities, warnings)) =
+        tokio::try_join!(listed, bucket::probe(&probed, prefix, read_only))
+            .map_err(|e| refusal(config, &e))?;
+    let bucket = Bucket::new(store, clock, config.io_timeout);
+    bucket.set_capabilities(capabilities);
+    Ok((bucket, warnings))
+}
+
+/// Why the store can't be mounted, and what to look at.
+fn refusal(config: &MountConfig, error: &BucketError) -> anyhow::Error {
+    let url = &config.url;
+    let at = match &config.store.endpoint {
+        Some(endpoint) => format!(" at {endpoint}"),
+        None => String::new(),
+    };
+    match error {
+        BucketError::NotFound => anyhow!("{url}{at}: there is no such bucket or directory"),
+        BucketError::Denied(why) => anyhow!("{url}{at}: access denied: {why}"),
+        BucketError::TimedOut(why) | BucketError::Unavailable(why) => {
+            anyhow!("{url}{at}: can't be reached: {why}; check address and network")
+        }
+        other => anyhow!("{url}{at}: {other}"),
+    }
+}
+
+/// The part of every key that the mount does not show: empty, or with a slash at its end.
+fn prefix_of(location: &Location) -> String {
+    let prefix = match location {
+        Location::S3 { prefix, .. }
+        | Location::Gcs { prefix, .. }
+        | Location::Azure { prefix, .. } => prefix.as_str(),
+        Location::WebDav { .. } | Location::Directory { .. } | Location::Memory => "",
+    };
+    if prefix.is_empty() { String::new() } else { format!("{prefix}/") }
+}
+
+fn read_config(config: &MountConfig, dir: std::path::PathBuf) -> ReadConfig {
+    ReadConfig {
+        dir,
+        cache_bytes_max: config.cache_bytes_max,
+        memory_bytes_max: config.memory_bytes_max / 8 * READ_MEMORY_EIGHTHS,
+        block_bytes: read::BLOCK_BYTES_DEFAULT,
+        parallel_gets: read::PARALLEL_GETS_DEFAULT,
+    }
+}
+
+fn write_config(config: &MountConfig, dir: std::path::PathBuf) -> WriteConfig {
+    let memory = config.memory_bytes_max / 8 * WRITE_MEMORY_EIGHTHS;
+    let parts = (memory / write::PART_BYTES_DEFAULT) as usize;
+    WriteConfig {
+        dir,
+        part_bytes: write::PART_BYTES_DEFAULT,
+        parallel_parts: parts.clamp(1, write::PARALLEL_PARTS_DEFAULT),
+        dirty_bytes_max: config.dirty_bytes_max,
+        wait_max: config.io_timeout,
+    }
+}
+
+fn unusable(cache: &Path) -> String {
+    format!("the cache directory {} can't be used", cache.display())
+}

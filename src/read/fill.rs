@@ -1,0 +1,149 @@
+//! One GET in flight, and those who wait for its bytes.
+//!
+//! Owns the frames that have come so far and how waiters learn of them. Does not own the request
+//! (`fetch`), nor what becomes of the bytes.
+//!
+//! What must hold:
+//! 1. A waiter is served when its own bytes have come, not when the last has.
+//! 2. Every fill ends: with all of its bytes, or with an error that every waiter gets. Whoever
+//!    makes one ends it, also when its task panics or is dropped.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use crate::bucket::BucketError;
+use crate::read::presence::Origin;
+use crate::read::version::ReadError;
+
+#[derive(Debug)]
+pub struct Fill {
+    /// Of the object; begins at a granule, ends at one or at the object's end.
+    range: Range<u64>,
+    origin: Origin,
+    frames: Mutex<Vec<(u64, Bytes)>>,
+    progress: watch::Sender<Progress>,
+    /// Given back when the last waiter has let go of the bytes.
+    memory: Mutex<Option<OwnedSemaphorePermit>>,
+}
+
+/// What a fill needs before it may begin.
+#[derive(Debug)]
+pub struct Permits {
+    pub get: OwnedSemaphorePermit,
+    pub memory: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+struct Progress {
+    /// Up to which offset of the object the bytes have come.
+    come: u64,
+    end: Option<Result<(), ReadError>>,
+}
+
+impl Fill {
+    pub fn new(range: Range<u64>, origin: Origin) -> Self {
+        let progress = watch::Sender::new(Progress { come: range.start, end: None });
+        Self { range, origin, frames: Mutex::default(), progress, memory: Mutex::default() }
+    }
+
+    /// Room for all of its bytes was had.
+    pub fn keep(&self, memory: OwnedSemaphorePermit) {
+        *self.memory.lock() = Some(memory);
+    }
+
+    /// Up to where the bytes have come.
+    pub fn come(&self) -> u64 {
+        self.progress.borrow().come
+    }
+
+    pub fn range(&self) -> &Range<u64> {
+        &self.range
+    }
+
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// The next bytes came.
+    pub fn push(&self, frame: Bytes) {
+        self.progress.send_modify(|p| {
+            let start = p.come;
+            p.come += frame.len() as u64;
+            self.frames.lock().push((start, frame));
+        });
+    }
+
+    /// No more bytes will come. Only the first end counts, and without all bytes it is an error.
+    pub fn end(&self, result: Result<(), ReadError>) {
+        self.progress.send_if_modified(|p| {
+            let first = p.end.is_none();
+            let short = || BucketError::Unavailable("the body ended early".to_owned()).into();
+            let all = p.come == self.range.end;
+            p.end.get_or_insert(result.and_then(|()| if all { Ok(()) } else { Err(short()) }));
+            first
+        });
+    }
+
+    /// The bytes of `part`, which lies within the fill's range, in as many pieces as they came in.
+    pub async fn bytes(&self, part: &Range<u64>) -> Result<Vec<Bytes>, ReadError> {
+        let mut progress = self.progress.subscribe();
+        let seen = progress.wait_for(|p| p.come >= part.end || p.end.is_some()).await;
+        let seen = seen.expect("self holds the sender");
+        if seen.come < part.end {
+            let end = seen.end.clone().and_then(Result::err);
+            return Err(end.expect("a fill ends well only when all of it has come"));
+        }
+        drop(seen);
+        Ok(self.slices(part))
+    }
+
+    fn slices(&self, part: &Range<u64>) -> Vec<Bytes> {
+        let frames = self.frames.lock();
+        let first =
+            frames.partition_point(|(start, frame)| start + frame.len() as u64 <= part.start);
+        let within = frames[first..].iter().take_while(|(start, _)| *start < part.end);
+        within
+            .map(|(start, frame)| {
+                let from = part.start.saturating_sub(*start) as usize;
+                let to = (part.end - start).min(frame.len() as u64) as usize;
+                frame.slice(from..to)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    fn fill() -> Fill {
+        Fill::new(100..120, Origin::Wanted)
+    }
+
+    #[test]
+    fn an_early_part_is_served_before_the_end_has_come() {
+        let fill = fill();
+        let mut early = Box::pin(fill.bytes(&(102..108)));
+        assert!(early.as_mut().now_or_never().is_none());
+        fill.push(Bytes::from_static(b"01234"));
+        let mut early = Box::pin(fill.bytes(&(102..108)));
+        assert!(early.as_mut().now_or_never().is_none());
+        fill.push(Bytes::from_static(b"56789"));
+        assert_eq!(early.now_or_never().unwrap().unwrap().concat(), b"234567");
+    }
+
+    #[test]
+    fn an_error_reaches_every_waiter_whose_bytes_have_not_come() {
+        let fill = fill();
+        fill.push(Bytes::from_static(b"0123456789"));
+        let error = ReadError::Bucket(BucketError::Unavailable("x".into()));
+        fill.end(Err(error.clone()));
+        fill.end(Ok(()));
+        assert_eq!(fill.bytes(&(109..111)).now_or_never().unwrap(), Err(error));
+        assert_eq!(fill.bytes(&(109..110)).now_or_never().unwrap().unwrap().concat(), b"9");
+    }
+}

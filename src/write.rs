@@ -1,0 +1,201 @@
+//! Bytes up: one staged file for each inode that is open for writing, which becomes the object at
+//! close.
+//!
+//! Owns staged files, their uploads, and the bounds on both. Does not own names, handles, when a
+//! file is uploaded and under which condition, nor what becomes of an error (`fs`).
+//!
+//! # Overview
+//!
+//! [`Writer::stage`] makes a file on the staging disk, empty or standing for an object version (its
+//! base) of which nothing is fetched yet. It is written through [`Staged::write`], or by the kernel
+//! itself (passthrough), which we don't see. [`Staged::upload`] makes it the object: one PUT up to
+//! a part's size, else an upload by parts. Parts that are full go up while the file is still being
+//! written (`ahead`). A part that lies in unchanged bytes of the base is copied on the server, or
+//! fetched if the store can't.
+//!
+//! # Consistency
+//!
+//! 1. An object is made by one PUT or one completion, so others see the old content or the new.
+//! 2. What is noted as clean is the state of the file *before* the first byte was read: its
+//!    version, which grows with each write of ours once the bytes are there, and in passthrough
+//!    mode a mark on the file (`staging`). A write that comes while the file is read leaves it
+//!    dirty.
+//! 3. A part sent early counts at the close only if no write of ours touched it since, or in
+//!    passthrough mode if the CRC64NVME of its bytes is still the one sent.
+//! 4. Fetched bytes never replace written ones: both happen under the file's lock.
+//! 5. Base bytes are fetched and copied under the base's ETag. If it changed, the error is
+//!    [`BucketError::Precondition`](crate::bucket::BucketError), and what was written stays staged.
+//! 6. After an upload the new object is the base, so the next one copies what did not change.
+//!
+//! # Retries
+//!
+//! Each request is retried by [`Bucket`]. What then fails, fails the upload; the file stays dirty,
+//! and the parts that the store has are kept for the next try unless it refused. An upload that the
+//! store has forgotten begins again by itself. A part number whose request was never answered is
+//! not used for other bytes: the late request could win.
+//!
+//! # Cancellation
+//!
+//! Every future here may be dropped. An upload runs in a task of its own and goes on to its end;
+//! the next call waits for it and finds the file clean, or tries again. A fetch notes each frame
+//! once it is in the file. [`Writer::drained`] waits for all that still runs.
+//!
+//! # Crash consistency
+//!
+//! Nothing is acknowledged here before it is in the bucket. A daemon that dies leaves its staged
+//! files, and the next one moves them to `quarantine` beside the staging directory; so goes a dirty
+//! file that is dropped. Each bears the end of its key in its name. Parts of uploads are left to
+//! the store.
+
+mod ahead;
+mod bodies;
+mod buffers;
+mod contents;
+mod error;
+mod extents;
+mod fetch;
+mod mapped;
+mod multipart;
+mod parts;
+mod ranges;
+mod shared;
+mod staged;
+mod staging;
+mod state;
+mod transfer;
+mod uploader;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use crate::bucket::Bucket;
+use crate::clock::{Clock, ulid};
+use crate::types::Key;
+
+use shared::{Counters, DirtyBound, Shared, SharedParts};
+use staging::StagingDir;
+
+pub use error::WriteError;
+pub use staged::Staged;
+pub use state::{Base, Uploaded};
+
+/// The size of the first thousand parts: large enough that a round trip does not show, small enough
+/// that eight of them are in memory at a time.
+pub const PART_BYTES_DEFAULT: u64 = 16 << 20;
+/// Parts in memory and on their way at a time, over all files.
+pub const PARALLEL_PARTS_DEFAULT: usize = 8;
+/// How long a writer over the dirty bound waits: as long as an operation of the store may take.
+pub const DIRTY_WAIT_DEFAULT: Duration = Duration::from_secs(120);
+
+/// How the write path is set up.
+#[derive(Debug, Clone)]
+pub struct WriteConfig {
+    /// Where staged files live; made with mode 0700. Used by one daemon at a time.
+    pub dir: PathBuf,
+    /// See [`PART_BYTES_DEFAULT`]; later parts are larger, so that a store's number of parts does.
+    pub part_bytes: u64,
+    /// Times `part_bytes` it is the memory for bodies, over all files. One part that is larger than
+    /// all of it (of files over 240 GiB) is had alone.
+    pub parallel_parts: usize,
+    /// Staged bytes not yet in the bucket; past it writers wait.
+    pub dirty_bytes_max: u64,
+    /// How long they wait, before ENOSPC.
+    pub wait_max: Duration,
+}
+
+/// The write path of a mount.
+pub struct Writer {
+    shared: Arc<Shared>,
+    quarantined_at_start: u64,
+}
+
+impl Writer {
+    /// Opens the staging directory. What a dead daemon left there goes to `quarantine` beside it.
+    /// Must be called within a tokio runtime, which then carries the uploads.
+    pub fn new(
+        bucket: Arc<Bucket>,
+        clock: Arc<dyn Clock>,
+        config: WriteConfig,
+    ) -> io::Result<Arc<Self>> {
+        let runtime = Handle::try_current().map_err(io::Error::other)?;
+        let (staging, quarantined_at_start) = StagingDir::open(&config.dir)?;
+        let shared = Shared::new(SharedParts {
+            bucket,
+            clock,
+            staging,
+            part_bytes: config.part_bytes,
+            parallel_parts: config.parallel_parts,
+            dirty: DirtyBound::new(config.dirty_bytes_max, config.wait_max),
+            runtime,
+        });
+        Ok(Arc::new(Self { shared, quarantined_at_start }))
+    }
+
+    /// A staged file for `key`: empty, or with the content of `base`, which is fetched as it is
+    /// needed. No request. ENOSPC where the staging disk is all but full.
+    pub fn stage(&self, key: Key, base: Option<Base>) -> Result<Arc<Staged>, WriteError> {
+        let disk = self.shared.staging.create(&ulid(&*self.shared.clock), &key)?;
+        Ok(Staged::new(self.shared.clone(), disk, key, base)?)
+    }
+
+    /// Whether the staging disk has no room left, so that a write the kernel did by itself may have
+    /// failed unseen. No request.
+    pub fn is_full(&self) -> bool {
+        self.shared.staging.is_full()
+    }
+
+    /// Waits until no upload runs and no abort is under way; what begins meanwhile counts too.
+    pub async fn drained(&self) {
+        self.shared.tasks.finished().await;
+    }
+
+    pub fn status(&self) -> WriteStatus {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Counters { quarantined_files, .. } = &self.shared.counters;
+        let counters = &self.shared.counters;
+        WriteStatus {
+            staged_files: of(&counters.staged_files),
+            dirty_bytes: self.shared.dirty.bytes(),
+            uploads_running: of(&counters.uploads_running),
+            uploads_done: of(&counters.uploads_done),
+            uploads_failed: of(&counters.uploads_failed),
+            parts_sent: of(&counters.parts_sent),
+            parts_sent_ahead: of(&counters.parts_sent_ahead),
+            parts_copied: of(&counters.parts_copied),
+            parts_kept: of(&counters.parts_kept),
+            bytes_sent: of(&counters.bytes_sent),
+            bytes_fetched: of(&counters.bytes_fetched),
+            quarantined_files: of(quarantined_files) + self.quarantined_at_start,
+        }
+    }
+}
+
+/// What the write path is doing and has done since the mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct WriteStatus {
+    pub staged_files: u64,
+    /// Staged bytes that the bucket does not have.
+    pub dirty_bytes: u64,
+    pub uploads_running: u64,
+    pub uploads_done: u64,
+    pub uploads_failed: u64,
+    /// Parts whose bytes were sent, and how many of them before the close.
+    pub parts_sent: u64,
+    pub parts_sent_ahead: u64,
+    /// Parts that the store copied, and parts found there as they had to be.
+    pub parts_copied: u64,
+    pub parts_kept: u64,
+    pub bytes_sent: u64,
+    /// Bytes of bases that had to be fetched.
+    pub bytes_fetched: u64,
+    /// Files that never reached the bucket and were put aside, at the start and since.
+    pub quarantined_files: u64,
+}

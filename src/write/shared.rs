@@ -1,0 +1,266 @@
+//! What all staged files of one mount share: the bucket, the disk, bounds, counters and tasks.
+//!
+//! Owns the bounds and the accounting. Does not own any file.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use super::buffers::Buffers;
+use super::error::WriteError;
+use super::staging::StagingDir;
+use crate::bucket::Bucket;
+use crate::clock::Clock;
+
+/// Ranged GETs that fill staged files, over all files: enough for one link, few enough for a store.
+pub const FETCHES_MAX: usize = 32;
+/// How often files that the kernel writes by itself are looked at: a part takes longer than that to
+/// send.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// So much longer for each such file: a look takes about 1 us, so all of them a fiftieth of a core.
+const LOOK_INTERVAL_PER_FILE: Duration = Duration::from_micros(50);
+
+/// A file that must be looked at, since nobody tells when it is written.
+pub trait Watched: Send + Sync {
+    fn look(&self);
+}
+
+/// See above.
+pub struct Shared {
+    pub bucket: Arc<Bucket>,
+    pub clock: Arc<dyn Clock>,
+    pub staging: StagingDir,
+    pub part_bytes: u64,
+    pub parallel_parts: usize,
+    pub buffers: Arc<Buffers>,
+    pub fetches: Semaphore,
+    pub dirty: DirtyBound,
+    pub counters: Counters,
+    pub tasks: Tasks,
+    watched: Mutex<Watchlist>,
+}
+
+impl Shared {
+    pub fn new(parts: SharedParts) -> Arc<Self> {
+        let memory = parts.part_bytes.saturating_mul(parts.parallel_parts as u64);
+        Arc::new(Self {
+            bucket: parts.bucket,
+            clock: parts.clock,
+            staging: parts.staging,
+            part_bytes: parts.part_bytes,
+            parallel_parts: parts.parallel_parts.max(1),
+            buffers: Buffers::new(memory),
+            fetches: Semaphore::new(FETCHES_MAX),
+            dirty: parts.dirty,
+            counters: Counters::default(),
+            tasks: Tasks::new(parts.runtime),
+            watched: Mutex::default(),
+        })
+    }
+
+    /// Has `file` looked at from now on, until it is dropped.
+    pub fn watch(self: &Arc<Self>, file: std::sync::Weak<dyn Watched>) {
+        let mut watched = self.watched.lock();
+        watched.files.push(file);
+        if !std::mem::replace(&mut watched.running, true) {
+            self.tasks.runtime.spawn(look_around(Arc::downgrade(self)));
+        }
+    }
+
+    /// Looks at every watched file and says how many there still are.
+    fn look(&self) -> usize {
+        let files = self.watched.lock().files.clone();
+        files.iter().filter_map(std::sync::Weak::upgrade).for_each(|file| file.look());
+        let mut watched = self.watched.lock();
+        watched.files.retain(|file| file.strong_count() > 0);
+        watched.running = !watched.files.is_empty();
+        watched.files.len()
+    }
+}
+
+/// What [`Shared`] is made of.
+pub struct SharedParts {
+    pub bucket: Arc<Bucket>,
+    pub clock: Arc<dyn Clock>,
+    pub staging: StagingDir,
+    pub part_bytes: u64,
+    pub parallel_parts: usize,
+    pub dirty: DirtyBound,
+    pub runtime: Handle,
+}
+
+#[derive(Default)]
+struct Watchlist {
+    files: Vec<std::sync::Weak<dyn Watched>>,
+    running: bool,
+}
+
+/// Runs while there is a file to look at.
+async fn look_around(shared: std::sync::Weak<Shared>) {
+    let mut wait = LOOK_INTERVAL;
+    loop {
+        sleep(wait).await;
+        match shared.upgrade().map_or(0, |shared| shared.look()) {
+            0 => return,
+            files => wait = LOOK_INTERVAL + LOOK_INTERVAL_PER_FILE * files as u32,
+        }
+    }
+}
+
+/// The bound on staged bytes that are not yet in the bucket.
+#[derive(Debug)]
+pub struct DirtyBound {
+    max: u64,
+    wait_max: Duration,
+    bytes: AtomicU64,
+    freed: Notify,
+}
+
+impl DirtyBound {
+    pub fn new(max: u64, wait_max: Duration) -> Self {
+        Self { max, wait_max, bytes: AtomicU64::new(0), freed: Notify::new() }
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// A file that counted for `before` counts for `now`.
+    pub fn recount(&self, before: u64, now: u64) {
+        if now >= before {
+            self.bytes.fetch_add(now - before, Ordering::Relaxed);
+        } else {
+            self.bytes.fetch_sub(before - now, Ordering::Relaxed);
+            self.freed.notify_waiters();
+        }
+    }
+
+    /// Waits until a writer may go on; ENOSPC if that takes too long. A writer goes over the bound
+    /// by one write at most.
+    pub async fn room(&self) -> Result<(), WriteError> {
+        if self.bytes() < self.max {
+            return Ok(());
+        }
+        let freed = async {
+            loop {
+                // Made before the look, so that what is freed in between wakes us.
+                let freed = self.freed.notified();
+                if self.bytes() < self.max {
+                    return;
+                }
+                freed.await;
+            }
+        };
+        let full = |_| WriteError::disk(libc::ENOSPC, "too many bytes wait for their upload");
+        timeout(self.wait_max, freed).await.map_err(full)
+    }
+}
+
+/// Counts for `status`.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub staged_files: AtomicU64,
+    pub uploads_running: AtomicU64,
+    pub uploads_done: AtomicU64,
+    pub uploads_failed: AtomicU64,
+    pub parts_sent: AtomicU64,
+    pub parts_sent_ahead: AtomicU64,
+    pub parts_copied: AtomicU64,
+    pub parts_kept: AtomicU64,
+    pub bytes_sent: AtomicU64,
+    pub bytes_fetched: AtomicU64,
+    pub quarantined_files: AtomicU64,
+}
+
+impl Counters {
+    pub fn add(counter: &AtomicU64, more: u64) {
+        counter.fetch_add(more, Ordering::Relaxed);
+    }
+
+    pub fn sub(counter: &AtomicU64, less: u64) {
+        counter.fetch_sub(less, Ordering::Relaxed);
+    }
+}
+
+/// Work that goes on when nobody waits for it any more.
+#[derive(Debug)]
+pub struct Tasks {
+    runtime: Handle,
+    running: watch::Sender<usize>,
+}
+
+impl Tasks {
+    fn new(runtime: Handle) -> Self {
+        Self { runtime, running: watch::Sender::new(0) }
+    }
+
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        let running = Running::new(self.running.clone());
+        self.runtime.spawn(async move {
+            let _running = running;
+            work.await
+        })
+    }
+
+    /// The same for work that blocks.
+    pub fn spawn_blocking(&self, work: impl FnOnce() + Send + 'static) {
+        let running = Running::new(self.running.clone());
+        self.runtime.spawn_blocking(move || {
+            let _running = running;
+            work();
+        });
+    }
+
+    /// Waits until nothing runs.
+    pub async fn finished(&self) {
+        // The sender is ours, so this can't fail.
+        let _ = self.running.subscribe().wait_for(|running| *running == 0).await;
+    }
+}
+
+struct Running(watch::Sender<usize>);
+
+impl Running {
+    fn new(count: watch::Sender<usize>) -> Self {
+        count.send_modify(|running| *running += 1);
+        Self(count)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.send_modify(|running| *running -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn writers_over_the_bound_wait_for_an_upload_and_then_get_enospc() {
+        let bound = Arc::new(DirtyBound::new(10, Duration::from_millis(20)));
+        bound.recount(0, 10);
+        let full = bound.room().await;
+        assert!(matches!(full, Err(WriteError::Disk { errno: libc::ENOSPC, .. })), "{full:?}");
+        let bound = Arc::new(DirtyBound::new(10, Duration::from_secs(60)));
+        bound.recount(0, 10);
+        let waiting = tokio::spawn({
+            let bound = bound.clone();
+            async move { bound.room().await }
+        });
+        tokio::task::yield_now().await;
+        bound.recount(10, 3);
+        waiting.await.unwrap().unwrap();
+        assert_eq!(bound.bytes(), 3);
+    }
+}

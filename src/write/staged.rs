@@ -1,0 +1,281 @@
+//! One file that is open for writing: its bytes on the staging disk and what is known of them.
+//!
+//! Owns what is known of the file, and whether it is dirty. Does not own reading and writing
+//! (`contents`), nor how bytes come down (`fetch`) or go up (`uploader`, `ahead`).
+//!
+//! What must hold:
+//! 1. `state` is locked while bytes of ours are written, so that a fetched block never lands on a
+//!    byte that was written after it was asked for. It is never locked across an await.
+//! 2. `version` grows after the bytes of a change are in the file. Whoever notes the version before
+//!    reading knows that a later change shows.
+//! 3. `clean` speaks of a version, a key and, where the kernel writes by itself, a mark of the
+//!    file. All three hold, or the file is dirty.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Weak};
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+
+use super::extents::Extents;
+use super::parts::Grid;
+use super::shared::{Counters, Shared};
+use super::staging::StagedFile;
+use super::state::{Ahead, Base, Clean, Mode, State, Streak, Uploaded};
+use super::transfer::Transfer;
+use crate::bucket::Metadata;
+use crate::types::{ETag, Key};
+
+/// A larger file is closed where it holds nobody up: freeing its blocks and pages takes 50 ms a
+/// GiB.
+const CLOSE_IN_PLACE_BYTES_MAX: u64 = 8 << 20;
+
+/// A file open for writing. Its methods that fetch cost one GET per missing block; all others ask
+/// nothing of the store unless they say so.
+pub struct Staged {
+    pub(super) shared: Arc<Shared>,
+    pub(super) me: Weak<Staged>,
+    pub(super) disk: Arc<StagedFile>,
+    pub(super) grid: Grid,
+    pub(super) state: Mutex<State>,
+    pub(super) fetching: tokio::sync::Mutex<Streak>,
+    /// Held by whoever sends.
+    pub(super) transfer: tokio::sync::Mutex<Transfer>,
+}
+
+impl Staged {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        disk: StagedFile,
+        key: Key,
+        base: Option<Base>,
+    ) -> io::Result<Arc<Self>> {
+        let size = base.as_ref().map_or(0, |base| base.size);
+        if let Err(error) = disk.set_size(size) {
+            disk.remove()?;
+            return Err(error);
+        }
+        let modified = shared.clock.wall();
+        let clean = base.as_ref().map(|base| Clean {
+            version: 0,
+            key: base.key.clone(),
+            mark: None,
+            object: Uploaded { etag: base.etag.clone(), size, modified },
+            sums: Vec::new(),
+        });
+        let state = State {
+            key,
+            metadata: Metadata::new(),
+            base,
+            extents: Extents::new(size),
+            version: 0,
+            mode: Mode::Own,
+            clean,
+            published: None,
+            discarded: false,
+            ahead: Ahead::default(),
+            modified,
+            modified_on_disk: None,
+            charged: 0,
+        };
+        let store = shared.bucket.capabilities();
+        let grid = Grid::new(shared.part_bytes.max(store.part_min), store.parts_max);
+        Counters::add(&shared.counters.staged_files, 1);
+        Ok(Arc::new_cyclic(|me| Self {
+            shared,
+            me: me.clone(),
+            disk: Arc::new(disk),
+            grid,
+            state: Mutex::new(state),
+            fetching: tokio::sync::Mutex::default(),
+            transfer: tokio::sync::Mutex::default(),
+        }))
+    }
+
+    /// The staged file, open for reading and writing; what passthrough is given.
+    pub fn file(&self) -> &std::fs::File {
+        self.disk.file()
+    }
+
+    pub fn size(&self) -> io::Result<u64> {
+        self.disk.size()
+    }
+
+    /// When the content last changed, or what was set since. Before the first change it is the time
+    /// of staging: the caller sets what the base had.
+    pub fn modified(&self) -> io::Result<SystemTime> {
+        self.modified_of(&self.state.lock())
+    }
+
+    /// utimens(2): shown until the next change; no byte of the file becomes dirty.
+    pub fn set_modified(&self, modified: SystemTime) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.modified = modified;
+        if state.mode == Mode::Passthrough {
+            state.modified_on_disk = Some(self.disk.modified()?);
+        }
+        Ok(())
+    }
+
+    /// Every byte is here, so the kernel may read and write by itself.
+    pub fn is_complete(&self) -> bool {
+        self.state.lock().extents.is_complete()
+    }
+
+    /// Whether the file may differ from what was last uploaded, or from its base. A file that was
+    /// created or emptied is dirty until it was uploaded once; so is one under a new key.
+    pub fn is_dirty(&self) -> bool {
+        self.is_dirty_in(&self.state.lock())
+    }
+
+    /// From now on the kernel writes by itself. The file must be complete.
+    pub fn set_passthrough(&self) {
+        let mut state = self.state.lock();
+        assert!(state.extents.is_complete(), "the kernel can't fetch what is missing");
+        if state.mode == Mode::Passthrough {
+            return;
+        }
+        // Nobody but us wrote so far. Where the mark fails the file is dirty, which is safe.
+        let mark = self.disk.mark().ok().flatten();
+        let version = state.version;
+        if let Some(clean) = state.clean.as_mut().filter(|clean| clean.version == version) {
+            clean.mark = mark;
+        }
+        state.modified_on_disk = self.disk.modified().ok();
+        state.mode = Mode::Passthrough;
+        state.extents.lose_track();
+        drop(state);
+        self.shared.watch(self.me.clone());
+    }
+
+    /// Renamed: what is uploaded from now on goes to `key`, and the whole file is dirty there. An
+    /// upload that runs for the old key may still be completed there: see [`Staged::settled`].
+    pub fn set_key(&self, key: Key) {
+        let mut state = self.state.lock();
+        if state.key != key {
+            state.key = key;
+            drop(state);
+            self.abort_stale();
+        }
+    }
+
+    /// The object itself was renamed in the store: the same content is now `etag` at `key`.
+    pub fn moved(&self, key: Key, etag: ETag) {
+        let mut state = self.state.lock();
+        state.key = key.clone();
+        if let Some(base) = &mut state.base {
+            (base.key, base.etag) = (key.clone(), etag.clone());
+        }
+        if let Some(published) = &mut state.published {
+            published.etag = etag.clone();
+        }
+        if let Some(clean) = &mut state.clean {
+            (clean.key, clean.object.etag) = (key, etag);
+        }
+        drop(state);
+        self.abort_stale();
+    }
+
+    /// What the next upload's object carries; it makes nothing dirty. Set it before the first
+    /// bytes: what was sent ahead under other metadata is sent again.
+    pub fn set_metadata(&self, metadata: Metadata) {
+        self.state.lock().metadata = metadata;
+    }
+
+    /// The last object that an upload of this file made.
+    pub fn last_uploaded(&self) -> Option<Uploaded> {
+        self.state.lock().published.clone()
+    }
+
+    /// Unlinked: from now on nothing is uploaded, and nothing is kept when the file is dropped. An
+    /// upload that runs may still be completed: see [`Staged::settled`]. A base that is not
+    /// complete must be fetched before its object is deleted if the file is still to be read.
+    pub fn discard(&self) {
+        let mut state = self.state.lock();
+        if std::mem::replace(&mut state.discarded, true) {
+            return;
+        }
+        self.recharge(&mut state);
+        drop(state);
+        if let Err(error) = self.disk.remove() {
+            tracing::warn!(%error, "a staged file could not be removed");
+        }
+        self.abort_stale();
+    }
+
+    pub(super) fn modified_of(&self, state: &State) -> io::Result<SystemTime> {
+        if state.mode == Mode::Own {
+            return Ok(state.modified);
+        }
+        let on_disk = self.disk.modified()?;
+        Ok(if state.modified_on_disk == Some(on_disk) { state.modified } else { on_disk })
+    }
+
+    pub(super) fn is_dirty_in(&self, state: &State) -> bool {
+        if state.discarded {
+            return false;
+        }
+        let Some(clean) = &state.clean else { return true };
+        let unchanged = match (state.mode, &clean.mark) {
+            (Mode::Own, _) => true,
+            (Mode::Passthrough, Some(mark)) => self.disk.is_as_marked(mark),
+            (Mode::Passthrough, None) => false,
+        };
+        !unchanged || clean.version != state.version || clean.key != state.key
+    }
+
+    /// Counts the file anew in the dirty bound.
+    pub(super) fn recharge(&self, state: &mut State) {
+        let dirty = match state.mode {
+            _ if !self.is_dirty_in(state) => 0,
+            Mode::Own => state.extents.changed_bytes(),
+            Mode::Passthrough => self.disk.allocated().unwrap_or(state.charged),
+        };
+        self.shared.dirty.recount(state.charged, dirty);
+        state.charged = dirty;
+    }
+}
+
+impl fmt::Debug for Staged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Staged").field("disk", &self.disk).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Staged {
+    /// Deletes the staged file, unless its bytes are nowhere else: then it goes to quarantine.
+    fn drop(&mut self) {
+        let (dirty, charged) = {
+            let state = self.state.lock();
+            (self.is_dirty_in(&state), state.charged)
+        };
+        self.shared.dirty.recount(charged, 0);
+        Counters::sub(&self.shared.counters.staged_files, 1);
+        self.abort_at_drop();
+        let empty = self.disk.size().is_ok_and(|size| size == 0);
+        let put_away = match self.state.get_mut().discarded {
+            true => Ok(()), // removed already
+            false if dirty && !empty => self.quarantine(),
+            false => self.disk.remove(),
+        };
+        if let Err(error) = put_away {
+            tracing::error!(file = ?self.disk, %error, "a staged file could not be put away");
+        }
+        if self.disk.allocated().is_ok_and(|bytes| bytes > CLOSE_IN_PLACE_BYTES_MAX) {
+            // Whoever closes a removed file frees its blocks. This one is most likely the last.
+            let disk = self.disk.clone();
+            self.shared.tasks.spawn_blocking(move || drop(disk));
+        }
+    }
+}
+
+impl Staged {
+    fn quarantine(&mut self) -> io::Result<()> {
+        let path = self.disk.quarantine()?;
+        Counters::add(&self.shared.counters.quarantined_files, 1);
+        let key = &self.state.get_mut().key;
+        tracing::warn!(%key, ?path, "never uploaded, kept in quarantine");
+        Ok(())
+    }
+}

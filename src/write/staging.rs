@@ -1,0 +1,321 @@
+//! Staged files on the local disk, and where those go whose bytes never reached the bucket.
+//!
+//! Owns the staging directory, its quarantine, and the system calls on a staged file. Does not own
+//! what the bytes mean. A directory is used by one daemon at a time; its lock is the caller's.
+
+use std::ffi::CString;
+use std::fs::{DirBuilder, File, FileTimes, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::types::Key;
+
+/// Below so much free space no file is staged: writes by passthrough are not seen, so they can't be
+/// held back, and a full disk would fail those that are half done.
+const FREE_BYTES_MIN: u64 = 64 << 20;
+/// With less room than the kernel's largest single write, one may have failed.
+const ROOM_BYTES_MIN: u64 = 2 << 20;
+/// Of a small disk only this part is kept free.
+const FREE_PART_MIN: u64 = 16;
+/// How much of a key, escaped, stands in the name of its staged file, so that a person finds what
+/// is in quarantine; names end at 255 bytes.
+const KEY_IN_NAME_BYTES_MAX: usize = 200;
+
+/// The directory of staged files.
+#[derive(Debug)]
+pub struct StagingDir {
+    dir: PathBuf,
+    quarantine: PathBuf,
+}
+
+impl StagingDir {
+    /// Makes the directory (0700). What a dead daemon left in it moves to `quarantine` beside it;
+    /// returns how many files did.
+    pub fn open(dir: &Path) -> io::Result<(Self, u64)> {
+        let parent = dir.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        let staging = Self { dir: dir.to_owned(), quarantine: parent.join("quarantine") };
+        let mut moved = 0;
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                quarantine(&entry.path(), &staging.quarantine)?;
+                moved += 1;
+            }
+        }
+        Ok((staging, moved))
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether nothing more can be counted on to fit; also where that can't be told.
+    pub fn is_full(&self) -> bool {
+        free_and_all_bytes(&self.dir).map_or(true, |(free, _)| free < ROOM_BYTES_MIN)
+    }
+
+    /// An empty staged file (0600). ENOSPC where the disk is all but full.
+    pub fn create(&self, id: &str, key: &Key) -> io::Result<StagedFile> {
+        let (free, all) = free_and_all_bytes(&self.dir)?;
+        if free < FREE_BYTES_MIN.min(all / FREE_PART_MIN) {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        let escaped = utf8_percent_encode(key.as_str(), NON_ALPHANUMERIC).to_string();
+        let tail = &escaped[escaped.len().saturating_sub(KEY_IN_NAME_BYTES_MAX)..];
+        let path = self.dir.join(format!("{id}.{tail}"));
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        Ok(StagedFile { file, path, quarantine: self.quarantine.clone() })
+    }
+}
+
+/// A modification time that the kernel will not give to any later write; see [`StagedFile::mark`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    size: u64,
+    modified: SystemTime,
+}
+
+impl Mark {
+    /// The time that the mark left on the file.
+    pub fn modified(&self) -> SystemTime {
+        self.modified
+    }
+}
+
+/// A file on the staging disk. Its calls go to the page cache and block only where that does.
+#[derive(Debug)]
+pub struct StagedFile {
+    file: File,
+    path: PathBuf,
+    quarantine: PathBuf,
+}
+
+impl StagedFile {
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub fn size(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    pub fn modified(&self) -> io::Result<SystemTime> {
+        self.file.metadata()?.modified()
+    }
+
+    /// What the file takes on the disk, in bytes; less than its size where it has holes.
+    pub fn allocated(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.blocks() * 512)
+    }
+
+    /// Fills `buffer` from `offset` on; fewer bytes than asked for mean the end of the file.
+    pub fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Writes all of `data`, or says how much of it was written before the error.
+    pub fn write(&self, data: &[u8], offset: u64) -> (usize, io::Result<()>) {
+        let mut written = 0;
+        while written < data.len() {
+            match self.file.write_at(&data[written..], offset + written as u64) {
+                Ok(0) => return (written, Err(io::ErrorKind::WriteZero.into())),
+                Ok(more) => written += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return (written, Err(error)),
+            }
+        }
+        (written, Ok(()))
+    }
+
+    pub fn set_size(&self, size: u64) -> io::Result<()> {
+        self.file.set_len(size)
+    }
+
+    /// fallocate(2) with `mode`. `offset` and `len` fit i64: the kernel saw to it.
+    pub fn allocate(&self, mode: i32, offset: u64, len: u64) -> io::Result<()> {
+        let (offset, len) = (offset as libc::off_t, len as libc::off_t);
+        // SAFETY: the descriptor is open, the call touches no memory of ours.
+        check(unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset, len) }.into()).map(drop)
+    }
+
+    /// Makes `offset..offset + len` read as zeros without changing the size.
+    pub fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.allocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len)
+    }
+
+    /// How far there is data without a hole from `offset` on; `offset` itself in a hole or past the
+    /// end. A file system without SEEK_HOLE says: to the end.
+    pub fn data_end(&self, offset: u64) -> io::Result<u64> {
+        // SAFETY: as above. The file position that this moves is used by nobody.
+        let hole =
+            unsafe { libc::lseek(self.file.as_raw_fd(), offset as libc::off_t, libc::SEEK_HOLE) };
+        match check(hole) {
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(offset),
+            other => other.map(|end| end as u64),
+        }
+    }
+
+    /// Marks the file so that [`StagedFile::is_as_marked`] tells whether the kernel wrote into it
+    /// since, however coarse its clock. `None`: it wrote while we marked.
+    ///
+    /// The modification time is set one nanosecond back, to before any time that the clock will
+    /// ever give a write again. A write takes the inode's lock, stamps the time and copies, then
+    /// unlocks; setting the time takes the same lock. So a write that is under way is over when
+    /// this returns, its bytes readable, and one that begins later leaves another time. What is not
+    /// seen: a store to a shared mapping whose page was dirty already.
+    pub fn mark(&self) -> io::Result<Option<Mark>> {
+        let wanted = self.modified()? - Duration::from_nanos(1);
+        self.file.set_times(FileTimes::new().set_modified(wanted))?;
+        let after = self.file.metadata()?;
+        // Earlier than wanted is well: the file system keeps coarser times.
+        let mark = Mark { size: after.len(), modified: after.modified()? };
+        Ok((mark.modified <= wanted).then_some(mark))
+    }
+
+    pub fn is_as_marked(&self, mark: &Mark) -> bool {
+        self.seen().is_ok_and(|now| now == (mark.size, mark.modified))
+    }
+
+    /// Size and modification time: what a look from outside tells.
+    pub fn seen(&self) -> io::Result<(u64, SystemTime)> {
+        let now = self.file.metadata()?;
+        Ok((now.len(), now.modified()?))
+    }
+
+    /// Deletes the file's name; the bytes go with the last descriptor.
+    pub fn remove(&self) -> io::Result<()> {
+        std::fs::remove_file(&self.path)
+    }
+
+    /// Moves the file to where a person will look for it.
+    pub fn quarantine(&self) -> io::Result<PathBuf> {
+        quarantine(&self.path, &self.quarantine)
+    }
+}
+
+/// Moves `path` into `dir`, over nothing.
+fn quarantine(path: &Path, dir: &Path) -> io::Result<PathBuf> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut target = dir.join(name);
+    // A name is taken only if somebody put it there by hand; the loop ends with those names.
+    while target.try_exists()? {
+        target.as_mut_os_string().push("~");
+    }
+    std::fs::rename(path, &target)?;
+    Ok(target)
+}
+
+fn free_and_all_bytes(dir: &Path) -> io::Result<(u64, u64)> {
+    let path = CString::new(dir.as_os_str().as_bytes())?;
+    // SAFETY: all zeros is a valid statvfs, the path ends in zero and outlives the call.
+    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
+    check(unsafe { libc::statvfs(path.as_ptr(), &mut stat) }.into())?;
+    Ok((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
+}
+
+fn check(result: i64) -> io::Result<i64> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn staged() -> (tempfile::TempDir, StagedFile) {
+        let root = tempfile::tempdir().unwrap();
+        let (staging, _) = StagingDir::open(&root.path().join("staging")).unwrap();
+        let file = staging.create("ID", &Key::new("a/b=1.pt")).unwrap();
+        (root, file)
+    }
+
+    #[test]
+    fn what_a_dead_daemon_left_is_moved_and_never_deleted() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("staging");
+        for content in ["one", "two"] {
+            StagingDir::open(&dir).unwrap();
+            std::fs::write(dir.join("ID.k"), content).unwrap();
+        }
+        assert_eq!(StagingDir::open(&dir).unwrap().1, 1);
+        let read = |name| std::fs::read_to_string(root.path().join("quarantine").join(name));
+        assert_eq!((read("ID.k").unwrap(), read("ID.k~").unwrap()), ("one".into(), "two".into()));
+    }
+
+    #[test]
+    fn names_tell_the_key_and_fit() {
+        let (_root, file) = staged();
+        assert!(file.path.ends_with("ID.a%2Fb%3D1%2Ept"));
+        let (_root, _) = staged();
+        let root = tempfile::tempdir().unwrap();
+        let (staging, _) = StagingDir::open(&root.path().join("s")).unwrap();
+        staging.create("ID", &Key::new("ü/".repeat(300))).unwrap();
+    }
+
+    /// Were it told by the time alone, writes within one tick of the clock (4 ms) would be lost.
+    #[test]
+    fn a_write_at_once_after_a_mark_is_always_seen() {
+        let (_root, staged) = staged();
+        for round in 0..2000u32 {
+            staged.write(&round.to_le_bytes(), 0).1.unwrap();
+            let mark = staged.mark().unwrap().unwrap();
+            assert!(staged.is_as_marked(&mark), "{round}");
+            staged.write(&round.to_le_bytes(), 0).1.unwrap();
+            assert!(!staged.is_as_marked(&mark), "{round}");
+        }
+    }
+
+    /// The bad interleaving: a write has stamped the time and copies; we mark and read the old
+    /// bytes; it ends, and the file is as we marked it.
+    #[test]
+    fn a_mark_waits_for_the_write_that_is_under_way() {
+        const LEN: usize = 16 << 20;
+        let (_root, staged) = staged();
+        staged.write(&vec![0; LEN], 0).1.unwrap();
+        let mut overtaken = 0;
+        for round in 1..=10 {
+            let before = staged.modified().unwrap();
+            let last = std::thread::scope(|threads| {
+                let writer = threads.spawn(|| staged.write(&vec![round; LEN], 0).1.unwrap());
+                while staged.modified().unwrap() == before {
+                    std::hint::spin_loop();
+                }
+                overtaken += u32::from(!writer.is_finished());
+                let mark = staged.mark().unwrap();
+                let mut last = [0];
+                staged.read(&mut last, LEN as u64 - 1).unwrap();
+                writer.join().unwrap();
+                mark.filter(|mark| staged.is_as_marked(mark)).map(|_| last[0])
+            });
+            assert!(last.is_none_or(|last| last == round), "{last:?} in round {round}");
+        }
+        assert!(overtaken > 0, "no write was ever under way");
+    }
+
+    #[test]
+    fn a_hole_ends_the_data() {
+        let (_root, staged) = staged();
+        staged.set_size(1 << 20).unwrap();
+        staged.write(&[1; 8192], 0).1.unwrap();
+        assert_eq!(staged.data_end(0).unwrap(), 8192);
+        assert_eq!(staged.data_end(1 << 19).unwrap(), 1 << 19);
+        assert_eq!(staged.data_end(1 << 21).unwrap(), 1 << 21);
+    }
+}

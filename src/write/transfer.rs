@@ -1,0 +1,61 @@
+//! What is under way of a staged file: an upload by parts that is not complete.
+//!
+//! Owns the words for it. Does not own any request (`multipart`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::error::WriteError;
+use super::parts::SentPart;
+use crate::bucket::Metadata;
+use crate::types::Key;
+
+/// What is under way of a file.
+#[derive(Debug, Default)]
+pub(super) struct Transfer {
+    pub open: Option<Multipart>,
+}
+
+/// An upload by parts that is not complete.
+#[derive(Debug)]
+pub(super) struct Multipart {
+    pub target: Arc<Target>,
+    /// By part index, from 0.
+    pub sent: Vec<Option<SentPart>>,
+}
+
+impl Multipart {
+    /// Part `index` is about to be read anew: whatever becomes of it, the old one counts no more.
+    pub fn forget(&mut self, index: u32) {
+        self.sent.resize(self.sent.len().max(index as usize + 1), None);
+        self.sent[index as usize] = None;
+    }
+}
+
+/// Where parts go.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub key: Key,
+    pub metadata: Metadata,
+    pub id: String,
+    /// The CRC of each part whose request has not been answered: it may still arrive, so that
+    /// number must not be used for other bytes.
+    pub unanswered: Mutex<BTreeMap<u32, u64>>,
+}
+
+/// Why an attempt came to nothing.
+pub(super) enum Setback {
+    /// The file was cut or renamed: what was read is no content that it had.
+    Changed,
+    /// The store does not know the upload any more.
+    Gone,
+    Failed(WriteError),
+}
+
+impl<E: Into<WriteError>> From<E> for Setback {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}

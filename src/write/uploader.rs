@@ -1,0 +1,218 @@
+//! A staged file becomes an object, whole.
+//!
+//! Owns the order of an upload's steps, and what is kept of one that failed. Does not own which
+//! parts are sent and which not (`parts`), nor how they are (`multipart`). What holds and why is
+//! told in `write`.
+
+use super::error::WriteError;
+use super::parts::{self, Way};
+use super::shared::Counters;
+use super::staged::Staged;
+use super::state::{Base, Clean, Mode, Snapshot, State, Sum, Uploaded};
+use super::transfer::{Setback, Transfer};
+use crate::bucket::{BucketError, Condition};
+use crate::types::ETag;
+
+/// How often an upload begins again because the file was cut or renamed under it, or the store lost
+/// its parts. Each time has its own cause, so more than a few means a fight nobody wins.
+const ATTEMPTS_MAX: usize = 4;
+
+impl Staged {
+    /// Makes the staged file the object at its key, whole or not at all, and returns what it made.
+    /// If the file is not dirty: the last result, and no request. Calls for one file run one after
+    /// another.
+    ///
+    /// One PUT up to a part's size; else create, a request per part that the store lacks, complete.
+    /// Dropping the future stops the waiting, not the upload; [`Staged::last_uploaded`] tells
+    /// later. A conditional call that waited for another upload of this file asks for that one's
+    /// version. After an error the file is dirty as before. `NotFound`: it was discarded.
+    pub async fn upload(&self, condition: &Condition) -> Result<Uploaded, WriteError> {
+        let gone = || WriteError::from(BucketError::NotFound);
+        let before = self.last_uploaded().map(|uploaded| uploaded.etag);
+        if let Some(unchanged) = self.unchanged(&self.state.lock()) {
+            return Ok(unchanged);
+        }
+        let (me, condition) = (self.me.upgrade().ok_or_else(gone)?, condition.clone());
+        let work = async move { me.upload_in_turn(condition, before).await };
+        let died = Err(WriteError::disk(libc::EIO, "the upload's task died"));
+        self.shared.tasks.spawn(work).await.unwrap_or(died)
+    }
+
+    /// Waits for whatever is being sent of this file. Together with [`Staged::discard`] or
+    /// [`Staged::set_key`] before it: nothing more of the old key arrives in the bucket afterwards.
+    pub async fn settled(&self) {
+        drop(self.transfer.lock().await);
+    }
+
+    /// Compares a file that the kernel wrote with what was uploaded, byte for byte by checksum, and
+    /// makes it dirty where they differ. Needed once the last descriptor is gone: a store to a
+    /// shared mapping may leave no other sign. Reads what was uploaded since the kernel writes; no
+    /// request.
+    pub async fn recheck(&self) -> Result<(), WriteError> {
+        let _turn = self.transfer.lock().await;
+        if self.is_dirty() {
+            return Ok(());
+        }
+        let sums = match &*self.state.lock() {
+            State { mode: Mode::Passthrough, clean: Some(clean), .. } => clean.sums.clone(),
+            _ => return Ok(()),
+        };
+        let mut start = 0;
+        for sum in sums {
+            let range = start..start + sum.len;
+            start = range.end;
+            // Without a checksum it was copied before the kernel wrote: its first store shows.
+            if sum.crc.is_some() && self.checksum(range).await? != sum.crc {
+                let mut state = self.state.lock();
+                state.version += 1;
+                self.recharge(&mut state);
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn upload_in_turn(
+        &self,
+        condition: Condition,
+        before: Option<ETag>,
+    ) -> Result<Uploaded, WriteError> {
+        let _closing = self.hold_ahead();
+        let mut transfer = self.transfer.lock().await;
+        let condition = self.condition_now(condition, before);
+        let running = &self.shared.counters.uploads_running;
+        Counters::add(running, 1);
+        let result = self.upload_now(&mut transfer, &condition).await;
+        Counters::sub(running, 1);
+        let counters = &self.shared.counters;
+        let outcome =
+            if result.is_ok() { &counters.uploads_done } else { &counters.uploads_failed };
+        Counters::add(outcome, 1);
+        result
+    }
+
+    async fn upload_now(
+        &self,
+        transfer: &mut Transfer,
+        condition: &Condition,
+    ) -> Result<Uploaded, WriteError> {
+        for _ in 0..ATTEMPTS_MAX {
+            let snapshot = match self.snapshot()? {
+                Ok(snapshot) => snapshot,
+                Err(unchanged) => return Ok(unchanged),
+            };
+            match self.attempt(transfer, &snapshot, condition).await {
+                Ok((etag, sums)) => return Ok(self.publish(snapshot, etag, sums)),
+                Err(Setback::Changed) => {}
+                Err(Setback::Gone) => self.abort(transfer.open.take()),
+                Err(Setback::Failed(error)) => {
+                    self.keep_or_abort(transfer, &error);
+                    return Err(error);
+                }
+            }
+        }
+        Err(WriteError::disk(libc::EBUSY, "the file changed under every attempt to upload it"))
+    }
+
+    async fn attempt(
+        &self,
+        transfer: &mut Transfer,
+        snapshot: &Snapshot,
+        condition: &Condition,
+    ) -> Result<(ETag, Vec<Sum>), Setback> {
+        match parts::way(snapshot.size, &self.grid, &self.shared.bucket.capabilities()) {
+            Way::Put => {
+                self.abort(transfer.open.take());
+                self.put(snapshot, condition).await
+            }
+            Way::Parts(count) => {
+                let upload = self.multipart(transfer, &snapshot.key, &snapshot.metadata).await?;
+                self.send_parts(upload, snapshot, count).await?;
+                self.complete_parts(transfer, snapshot, condition).await
+            }
+            Way::TooLarge => {
+                Err(WriteError::disk(libc::EFBIG, "no object can be so large here").into())
+            }
+        }
+    }
+
+    async fn put(
+        &self,
+        snapshot: &Snapshot,
+        condition: &Condition,
+    ) -> Result<(ETag, Vec<Sum>), Setback> {
+        let Snapshot { key, metadata, size, .. } = snapshot;
+        self.bring(0..*size).await?;
+        let body = self.read_whole(*size).await?;
+        self.check_wanted(snapshot)?;
+        let written = self.shared.bucket.put(key, body.bytes, condition, metadata).await?;
+        Counters::add(&self.shared.counters.bytes_sent, *size);
+        Ok((written.etag, vec![Sum { len: *size, crc: Some(body.crc) }]))
+    }
+
+    /// The file as it is now; or what was uploaded, if that is the same.
+    fn snapshot(&self) -> Result<Result<Snapshot, Uploaded>, WriteError> {
+        let mut state = self.state.lock();
+        if state.discarded {
+            return Err(BucketError::NotFound.into());
+        }
+        if let Some(unchanged) = self.unchanged(&state) {
+            return Ok(Err(unchanged));
+        }
+        let modified = self.modified_of(&state)?;
+        let mark = match state.mode {
+            Mode::Own => None,
+            Mode::Passthrough => self.disk.mark()?,
+        };
+        if let Some(mark) = &mark {
+            (state.modified, state.modified_on_disk) = (modified, Some(mark.modified()));
+        }
+        Ok(Ok(Snapshot {
+            version: state.version,
+            mark,
+            modified,
+            size: self.disk.size()?,
+            key: state.key.clone(),
+            metadata: state.metadata.clone(),
+            base: state.base.clone(),
+            sums: state.clean.as_ref().map(|clean| clean.sums.clone()).unwrap_or_default(),
+        }))
+    }
+
+    fn unchanged(&self, state: &State) -> Option<Uploaded> {
+        let clean = state.clean.as_ref().filter(|_| !state.discarded)?;
+        (!self.is_dirty_in(state)).then(|| clean.object.clone())
+    }
+
+    /// The object is made: what the snapshot knew is clean now.
+    fn publish(&self, snapshot: Snapshot, etag: ETag, sums: Vec<Sum>) -> Uploaded {
+        let Snapshot { version, mark, modified, size, key, .. } = snapshot;
+        let object = Uploaded { etag: etag.clone(), size, modified };
+        let mut state = self.state.lock();
+        state.base = Some(Base { key: key.clone(), etag, size });
+        state.extents.published(size);
+        state.clean = Some(Clean { version, key, mark, object: object.clone(), sums });
+        state.published = Some(object.clone());
+        state.ahead.begin_again();
+        self.recharge(&mut state);
+        object
+    }
+
+    pub(super) fn check_wanted(&self, snapshot: &Snapshot) -> Result<(), Setback> {
+        let state = self.state.lock();
+        if state.discarded {
+            return Err(BucketError::NotFound.into());
+        }
+        if state.key == snapshot.key { Ok(()) } else { Err(Setback::Changed) }
+    }
+
+    fn condition_now(&self, condition: Condition, before: Option<ETag>) -> Condition {
+        let now = self.last_uploaded().map(|uploaded| uploaded.etag);
+        match now {
+            Some(now) if condition != Condition::Always && before.as_ref() != Some(&now) => {
+                Condition::IfMatch(now)
+            }
+            _ => condition,
+        }
+    }
+}

@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""What a call costs in requests to the store, held by the daemon's own counts (`status --json`).
+
+warm stat 0; cold stat at most 2 per path component not yet known; open of a known file 1; readdir one LIST
+per page; a 4 KiB create-write-close 1 PUT beyond its lookup; and an idle mount asks nothing.
+"""
+
+import os
+import time
+
+from support import Mount, main, s3, unique
+
+KEYS_PER_PAGE = 1000
+
+
+def cost(mount, action) -> dict[str, int]:
+    """Requests that `action` made, by operation, zeros left out."""
+    before = mount.requests()
+    action()
+    after = mount.requests()
+    return {k: after[k] - before.get(k, 0) for k in after if after[k] != before.get(k, 0)}
+
+
+def total(spent: dict[str, int]) -> int:
+    return sum(spent.values())
+
+
+def fill(prefix: str, names) -> str:
+    """Objects of another tool under a new prefix."""
+    prefix = unique(prefix)
+    for name in names:
+        s3().put(f"{prefix}/{name}", b"x" * 4096)
+    return prefix
+
+
+
+
+def test_a_warm_stat_asks_nothing():
+    here = Mount(fill("warm", ["d/f"]))
+    os.stat(here.path / "d" / "f")
+
+    def warm():
+        deadline = time.monotonic() + 0.5  # within the second for which attributes hold
+        while time.monotonic() < deadline:
+            os.stat(here.path / "d" / "f")
+
+    os.stat(here.path / "d" / "f")
+    spent = cost(here, warm)
+    assert total(spent) <= 2, f"warm stats cost {spent}"  # one lookup may fall on the second's end
+    here.stop()
+
+
+def test_a_cold_stat_asks_at_most_two_per_component():
+    here = Mount(fill("cold", ["a/b/c/f", "g"]))
+    spent = cost(here, lambda: os.stat(here.path / "g"))
+    assert 1 <= total(spent) <= 2, f"one component cost {spent}"
+    spent = cost(here, lambda: os.stat(here.path / "a" / "b" / "c" / "f"))
+    assert 1 <= total(spent) <= 8, f"four components cost {spent}"
+    spent = cost(here, lambda: os.path.exists(here.path / "a" / "b" / "c" / "absent"))
+    assert total(spent) <= 2 + 6, f"an absent name cost {spent}"  # parents may need a fresh look
+    here.stop()
+
+
+def test_an_open_of_a_known_file_asks_once():
+    here = Mount(fill("open", ["f"]))
+    assert (here.path / "f").read_bytes() == b"x" * 4096
+    os.stat(here.path / "f")
+
+    def again():
+        with open(here.path / "f", "rb") as f:
+            assert f.read() == b"x" * 4096
+
+    spent = cost(here, again)
+    assert total(spent) == 1, f"an open of a known, cached file cost {spent}"
+    here.stop()
+
+
+def test_a_listing_asks_once_per_page():
+    few = Mount(fill("list", [f"f{i:03}" for i in range(50)]))
+    spent = cost(few, lambda: os.listdir(few.path))
+    assert spent == {"list": 1}, f"50 names cost {spent}"
+
+    def stat_all():
+        for entry in os.scandir(few.path):
+            assert entry.stat().st_size == 4096
+
+    spent = cost(few, stat_all)
+    assert total(spent) <= 1, f"a listing with a stat of each of 50 names cost {spent}"
+    few.stop()
+    count = 2 * KEYS_PER_PAGE + 100
+    many = Mount(fill("pages", [f"f{i:05}" for i in range(count)]))
+    names = []
+    spent = cost(many, lambda: names.extend(os.listdir(many.path)))
+    assert len(names) == count
+    assert spent == {"list": 3}, f"{count} names cost {spent}"
+    many.stop()
+
+
+def test_a_small_file_costs_one_put_beyond_its_lookup():
+    here = Mount(unique("create"))
+    (here.path / "first").write_bytes(b"x" * 4096)  # whatever a mount does once is done
+    (here.path / "d").mkdir()
+
+    def create():
+        (here.path / "d" / "f").write_bytes(b"x" * 4096)
+
+    spent = cost(here, create)
+    assert spent.get("put", 0) == 1, f"create-write-close cost {spent}"
+    assert total(spent) <= 1 + 2, f"create-write-close cost {spent}"
+    spent = cost(here, create)  # over what is there
+    assert spent.get("put", 0) <= 1 and total(spent) <= 1 + 2, f"a rewrite cost {spent}"
+    here.stop()
+
+
+def test_a_hundred_small_files_cost_a_hundred_puts():
+    here = Mount(unique("hundred"))
+
+    def create():
+        for i in range(100):
+            (here.path / f"f{i}").write_bytes(b"x" * 4096)
+
+    spent = cost(here, create)
+    assert 100 <= spent.get("put", 0) <= 102, f"100 creates cost {spent}"
+    assert total(spent) <= 300 + 4, f"100 creates cost {spent}"
+    here.stop()
+
+
+def test_an_idle_mount_asks_nothing():
+    here = Mount(fill("idle", ["f"]))
+    (here.path / "f").read_bytes()
+    eyes = here.requests()
+    time.sleep(3)  # the measurement itself: three seconds of nothing
+    assert here.requests() == eyes
+    here.stop()
+
+
+def test_what_the_daemon_counts_is_what_the_store_was_asked():
+    """The counts are honest: known traffic of 20 reads by ranged GET of 20 objects."""
+    here = Mount(fill("honest", [f"f{i}" for i in range(20)]))
+
+    def read():
+        for i in range(20):
+            (here.path / f"f{i}").read_bytes()
+
+    spent = cost(here, read)
+    assert spent.get("get", 0) >= 20 or total(spent) >= 20, spent
+    assert total(spent) <= 20 * 4 + 2, f"20 cold reads cost {spent}"
+    here.stop()
+
+
+if __name__ == "__main__":
+    main(globals(), needs_mount=True)

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""What POSIX programs want beside the needs of trainers: special files, ranges, room, true directories, permissions."""
+
+import ctypes
+import errno
+import os
+import shutil
+import socket
+import stat
+import subprocess
+
+from nodes import FALLOC_FL_KEEP_SIZE, libc, mounted, nodes, places, raises, same
+from support import main, tree
+
+
+def test_hard_links_are_refused_with_eperm():
+    a, _ = places("links")
+    (a / "f").write_bytes(b"f")
+    if mounted():
+        raises(errno.EPERM, os.link, a / "f", a / "g")
+        assert os.listdir(a) == ["f"]
+
+
+def test_fifos_sockets_and_devices_are_kept():
+    a, b = places("special")
+    os.mkfifo(a / "fifo", 0o600)
+    with socket.socket(socket.AF_UNIX) as s:
+        here = os.getcwd()
+        os.chdir(a)  # a socket's path may have 108 bytes only
+        s.bind("socket")
+        os.chdir(here)
+    kinds = {"fifo": stat.S_ISFIFO, "socket": stat.S_ISSOCK}
+    if os.geteuid() == 0:
+        os.mknod(a / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        kinds["null"] = stat.S_ISCHR
+    for root in (a, b):
+        for name, is_kind in kinds.items():
+            seen = os.lstat(root / name)
+            assert is_kind(seen.st_mode), f"{root}/{name} is {seen.st_mode:o}"
+        if "null" in kinds:
+            assert os.lstat(root / "null").st_rdev == os.makedev(1, 3)
+    reader = os.open(a / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(a / "fifo", os.O_WRONLY)
+    os.write(writer, b"through")
+    assert os.read(reader, 10) == b"through"
+    os.close(reader), os.close(writer)
+
+
+def test_copy_file_range_seek_and_fallocate():
+    a, b = places("ranges")
+    body = os.urandom(2_500_000)
+    (a / "from").write_bytes(body)
+    with open(a / "from", "rb") as source, open(a / "to", "wb") as to:
+        left = len(body)
+        while left:
+            copied = os.copy_file_range(source.fileno(), to.fileno(), left)
+            assert copied > 0
+            left -= copied
+    same(b / "to", body)
+    with open(a / "to", "r+b") as f:
+        assert os.lseek(f.fileno(), 0, os.SEEK_DATA) == 0
+        assert os.lseek(f.fileno(), 0, os.SEEK_HOLE) <= len(body)
+        raises(errno.ENXIO, os.lseek, f.fileno(), len(body) + 1, os.SEEK_DATA)
+        os.posix_fallocate(f.fileno(), 0, 3_000_000)
+        assert os.fstat(f.fileno()).st_size == 3_000_000
+        libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+        kept = libc.fallocate(f.fileno(), FALLOC_FL_KEEP_SIZE, 0, 4_000_000)
+        assert kept == 0 or ctypes.get_errno() == errno.EOPNOTSUPP
+        assert os.fstat(f.fileno()).st_size == 3_000_000
+    same(b / "to", body + b"\0" * 500_000)
+
+
+def test_statfs_has_room():
+    a, _ = places("statfs")
+    seen = os.statvfs(a)
+    assert seen.f_bavail > 0 and seen.f_namemax == 255 and seen.f_bsize >= 512
+    shutil.disk_usage(a)
+
+
+def test_directories_are_true():
+    a, b = places("dirs")
+    (a / "d").mkdir()
+    assert os.listdir(b / "d") == []  # an empty directory is seen, and stays
+    (b / "d" / "f").write_bytes(b"x")
+    raises(errno.ENOTEMPTY, os.rmdir, a / "d")
+    raises(errno.ENOTDIR, os.rmdir, a / "d" / "f")
+    raises(errno.EISDIR, os.unlink, a / "d")
+    raises(errno.ENOTDIR, os.listdir, a / "d" / "f")
+    raises(errno.ENOENT, os.mkdir, a / "no" / "d")
+    raises(errno.EISDIR, open, a / "d", "wb")
+    (a / "d" / "f").unlink()
+    assert (b / "d").is_dir()  # the last file of a directory does not take it along
+    (b / "d").rmdir()
+    assert os.listdir(a) == []
+    if mounted():
+        raises(errno.ENOENT, os.stat, a / ".trialfs")
+        assert ".trialfs" not in os.listdir(nodes()[0].path)
+
+
+def test_permissions_are_checked_for_other_users():
+    if os.geteuid() != 0:
+        return
+    here = tree("needs-users", "--allow-other")
+    (here.path / "secret").write_bytes(b"s")
+    (here.path / "secret").chmod(0o600)
+    (here.path / "public").write_bytes(b"p")
+    (here.path / "public").chmod(0o644)
+    here.path.chmod(0o755)
+
+    def as_nobody(*argv):
+        return subprocess.run(argv, user=65534, group=65534, extra_groups=[], capture_output=True).returncode
+
+    assert as_nobody("cat", here.path / "public") == 0
+    assert as_nobody("cat", here.path / "secret") != 0
+    assert as_nobody("touch", here.path / "new") != 0
+    here.stop()
+    if here.is_mount:
+        private = tree("needs-private")
+        (private.path / "f").write_bytes(b"x")
+        private.path.joinpath("f").chmod(0o644)
+        assert as_nobody("cat", private.path / "f") != 0, "without --allow-other nobody else enters"
+        private.stop()
+
+
+def test_zz_both_nodes_unmount_cleanly():
+    for node in nodes():
+        node.stop()
+
+
+if __name__ == "__main__":
+    main(globals())
