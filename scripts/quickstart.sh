@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh clone to a training run on a mount: builds trialfs, mounts a directory as the store, trains
-# through a kill -9, resumes, shows what is there, unmounts. Installs fuse3 and python3 where they are missing.
+# through a kill -9, resumes, shows what is there, unmounts. Installs fuse3, python3 and gcc where they are missing.
 # TRIALFS=path uses that binary instead of building one.
 set -euo pipefail
 
@@ -12,6 +12,8 @@ die() { echo "quickstart: $*" >&2; exit 1; }
 missing=()
 command -v fusermount3 >/dev/null || missing+=(fuse3)
 command -v python3 >/dev/null || missing+=(python3)
+# Rust links with it, and one crate is C; a machine that has Rust need not have it.
+[ -n "${TRIALFS:-}" ] || command -v cc >/dev/null || missing+=(gcc libc6-dev)
 if [ ${#missing[@]} -gt 0 ]; then
   say "Installing ${missing[*]}"
   command -v apt-get >/dev/null || die "please install ${missing[*]} with your package manager"
@@ -48,7 +50,10 @@ code=0
 python3 "$root/scripts/quickstart_train.py" "$mount/run" --die-at 4 || code=$?
 [ "$code" -eq 137 ] || die "the training should have been killed, but exited $code"
 
-say "Training again: it goes on from the last whole checkpoint"
+say "The checkpoint that was cut is not there, and its bytes are kept in quarantine"
+ls "$mount/run"
+[ ! -e "$mount/run/checkpoint_000004" ] || die "half a checkpoint is there"
+say "Training again: it goes on from the last checkpoint"
 python3 "$root/scripts/quickstart_train.py" "$mount/run" | tee "$work/second"
 grep -q "resumed from checkpoint_000003" "$work/second" || die "it should have resumed from checkpoint_000003"
 grep -q "done after" "$work/second" || die "it should have come to its end"

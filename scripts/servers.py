@@ -294,8 +294,8 @@ class Azurite(Server):
     def env(self):
         return {
             "TRIALFS_TEST_AZURE": f"{self.endpoint}/{BUCKET}",
-            "TRIALFS_TEST_AZURE_ACCOUNT": AZURE_ACCOUNT,
-            "TRIALFS_TEST_AZURE_KEY": AZURE_KEY,
+            "AZURE_STORAGE_ACCOUNT": AZURE_ACCOUNT,
+            "AZURE_STORAGE_KEY": AZURE_KEY,
         }
 
 

@@ -26,7 +26,7 @@ format           60
 lints          1500
 licences        300
 build          1500
-unit           1200
+unit           1800
 quickstart      120
 command_line    300
 needs_ray       300
@@ -36,7 +36,9 @@ budgets         300
 foreign         300
 failures        600
 two_mounts      600
+checkpoints     600
 tools           600
+copies          300
 pjdfstest       600
 fsx            1200
 fio             600

@@ -1,20 +1,16 @@
 //! What we ask of a store, and the one way to ask it: [`Bucket`] adds deadlines, retries and
-//! request
-//! counts to a [`Store`], the driver of one kind of storage.
+//! request counts to a [`Store`], the driver of one kind of storage.
 //!
-//! Owns: deadlines, retries, request counts, what a lost reply meant, and the choice of the
-//! driver. Does
-//! not own: what keys mean, caching, or any state about objects.
+//! Owns: deadlines, retries, request counts, what a lost reply meant, and the choice of the driver.
+//! Does not own: what keys mean, caching, or any state about objects.
 //!
 //! # Lost replies
 //!
 //! A conditional write whose reply was lost is asked again, and may then be refused because of
-//! itself. So
-//! each carries a nonce in the object's metadata ([`NONCE`]); refused after a doubtful attempt,
-//! the object
-//! is read back, and if it carries our nonce the write was ours. An upload's nonce is part of the
-//! upload
-//! id that callers hold, so that any mount that completes it again learns that it is complete.
+//! itself. So each carries a nonce in the object's metadata ([`NONCE`]); refused after a doubtful
+//! attempt, the object is read back, and if it carries our nonce the write was ours. An upload's
+//! nonce is part of the upload id that callers hold, so that any mount that completes it again
+//! learns that it is complete.
 
 mod body;
 mod call;
@@ -30,8 +26,10 @@ mod settle;
 mod store;
 mod xml;
 
+pub mod azure;
 pub mod dav;
 pub mod dir;
+pub mod gcs;
 pub mod memory;
 pub mod s3;
 
@@ -75,9 +73,8 @@ pub async fn open(
         Location::WebDav { url } => dav::open(url, options, clock),
         Location::Directory { path } => dir::open(path, clock).await,
         Location::Memory => Ok(memory::MemoryStore::new(clock)),
-        Location::Gcs { .. } | Location::Azure { .. } => Err(BucketError::Invalid(
-            "gs:// and az:// can't be mounted yet; use s3://, http(s):// or file://".to_owned(),
-        )),
+        Location::Gcs { bucket, .. } => gcs::open(bucket, options, clock),
+        Location::Azure { container, .. } => azure::open(container, options, clock),
     }
 }
 
@@ -85,8 +82,7 @@ pub async fn open(
 /// away.
 ///
 /// Every method answers within `io_timeout` plus the time a slow link needs for the body (128
-/// KiB/s), and
-/// two minutes more where the server itself moves bytes (copies, completions).
+/// KiB/s), and two minutes more where the server itself moves bytes (copies, completions).
 #[derive(Debug)]
 pub struct Bucket {
     caller: Arc<Caller>,
@@ -130,9 +126,8 @@ impl Bucket {
     }
 
     /// GET of a non-empty range of a non-empty object, cut at its end. One request, and one more
-    /// each
-    /// time the connection breaks: the body goes on where it broke, with If-Match, so it is one
-    /// version.
+    /// each time the connection breaks: the body goes on where it broke, with If-Match, so it is
+    /// one version.
     pub async fn get(
         &self,
         key: &Key,
@@ -236,13 +231,16 @@ impl Bucket {
     }
 
     /// Begins an upload that shows nothing until it is completed. One request. The id may be kept
-    /// and
-    /// used by any mount.
+    /// and used by any mount. A marker is never made so, but by PUT: [`BucketError::WrongKind`], as
+    /// SeaweedFS would make another key.
     pub async fn create_multipart(
         &self,
         key: &Key,
         metadata: &Metadata,
     ) -> Result<String, BucketError> {
+        if key.is_marker() {
+            return Err(BucketError::WrongKind);
+        }
         let stamp = self.stamp_always(metadata);
         let ask = || self.caller.store.create_multipart(key, &stamp.metadata);
         let upload = self.caller.call(Operation::MultipartCreate, 0, ask).await.result?;
@@ -278,9 +276,9 @@ impl Bucket {
         self.caller.call(Operation::PartCopy, SERVER_WORK_BYTES, ask).await.result
     }
 
-    /// Makes the upload the object, at once. One request; one more where the upload turns out to
-    /// be gone
-    /// or the condition failed after a lost reply: `Ok` if the object at `key` is this very upload.
+    /// Makes the upload the object, at once. One request; one more where the upload turns out to be
+    /// gone or the condition failed after a lost reply: `Ok` if the object at `key` is this very
+    /// upload.
     pub async fn complete_multipart(
         &self,
         key: &Key,

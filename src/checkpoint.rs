@@ -6,9 +6,11 @@
 //! | [`protocol`] | what a mount does next, of what it wants and has seen; what it may show |
 //! | [`rules`] | which directories are checkpoints, and what says that one is complete |
 //!
-//! All three are pure: no request, clock, task, lock or random number. They do not own requests,
-//! retries, or the bytes of files.
+//! These three are pure: no request, clock, task, lock or random number. [`driver`] asks the
+//! protocol, sends what it says and hands the answers back. Not owned here: the bytes of files, and
+//! which inode or process belongs to a checkpoint (`fs`).
 
+pub mod driver;
 pub mod protocol;
 pub mod record;
 pub mod rules;

@@ -4,6 +4,7 @@
 //! own what a mount is (`mount`).
 
 mod args;
+mod commit;
 mod location;
 mod options;
 mod resolve;
@@ -13,6 +14,7 @@ mod unmount;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Parser};
@@ -50,6 +52,7 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Mount(args) => mount(&args, &argv),
             Command::Unmount(args) => done(unmount::run(&args)?),
+            Command::Commit(args) => Ok(commit::run(&args)?),
             Command::Status(args) => done(status::run(&args, &clock::SystemClock)?),
         }
     });
@@ -84,8 +87,9 @@ fn mount(args: &MountArgs, argv: &[OsString]) -> Result<(), Failure> {
     }
     let mount_point = point::locate(&args.dir)?;
     let env = |name: &str| std::env::var(name).ok();
-    let around =
-        Surroundings { uid: registry::own_uid(), gid: own_gid(), umask: own_umask(), env: &env };
+    let rules = args.checkpoints.rules.as_deref().map(read_rules).transpose()?;
+    let (uid, gid, umask) = (registry::own_uid(), own_gid(), own_umask());
+    let around = Surroundings { uid, gid, umask, rules, env: &env };
     let (config, launch) =
         resolve::resolve(args, url, &mount_point, &around).map_err(Failure::Usage)?;
     if launch.stay == mount::Stay::Foreground {
@@ -101,6 +105,11 @@ fn mount(args: &MountArgs, argv: &[OsString]) -> Result<(), Failure> {
             mount::run(&config, &launch, announcer).map_err(|_| Failure::Failed(None))
         }
     }
+}
+
+fn read_rules(file: &Path) -> Result<String, Failure> {
+    let failed = |e| Failure::Usage(format!("--rules {}: {e}", file.display()));
+    std::fs::read_to_string(file).map_err(failed)
 }
 
 /// Everybody can read a process's arguments, so the password moves to the environment, which only

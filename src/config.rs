@@ -91,6 +91,18 @@ pub struct MountConfig {
     pub io_timeout: Duration,
     /// Use FUSE passthrough where the kernel grants it.
     pub passthrough: bool,
+    pub checkpoints: CheckpointOptions,
+}
+
+/// How checkpoint directories are known and committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointOptions {
+    /// Rules beside the presets, each as a flag has it.
+    pub rules: Vec<String>,
+    pub idle: Duration,
+    pub max: Duration,
+    pub wait: Duration,
+    pub lease: Duration,
 }
 
 /// What a cache directory belongs to: the store in words, wherever it is mounted.

@@ -8,7 +8,7 @@
 //!
 //! # Errors
 //! A failed upload sticks to its file: close, fsync, rename and the next open report it until the
-//! file is written again.
+//! file is written again. Until then nothing is tried but once more at unmount.
 //!
 //! # Cancellation
 //! Dropping an operation's future leaves a consistent state: requests that change the bucket run in
@@ -16,26 +16,30 @@
 //!
 //! Owns composition and errnos. Does not own the kernel's protocol (`fuse`).
 
+pub mod checkpoints;
 pub mod error;
 pub mod handles;
 
 mod attributes;
+mod copying;
 mod directories;
 mod files;
 mod lookup;
 mod names;
 mod records;
 mod rename;
+mod sync;
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tokio::time::timeout;
 
 use crate::bucket::{Bucket, RequestCounts};
 use crate::clock::Clock;
@@ -44,9 +48,12 @@ use crate::namespace::inode::Attributes;
 use crate::namespace::{DIRECTORY_BYTES, Defaults, Namespace};
 use crate::read::{ReadStatus, Reader};
 use crate::types::{Ino, Kind, Name};
-use crate::write::{WriteStatus, Writer};
+use crate::write::{Staged, WriteStatus, Writer};
 
 pub use attributes::{SetAttributes, SetMode};
+use checkpoints::Checkpoints;
+pub use checkpoints::{CheckpointConfig, CheckpointStatus};
+pub use copying::CopyRange;
 pub use directories::DirectoryEntry;
 use error::Errno;
 pub use files::{Closer, Opened};
@@ -56,12 +63,16 @@ pub use rename::Replace;
 
 /// Odd keys remembered by name for `status`; the rest are only counted.
 const ODD_KEYS_MAX: usize = 100;
+/// At unmount, for uploads and aborts that nobody waits for; every file was waited for before.
+const SETTLE_S_MAX: Duration = Duration::from_secs(10);
 
 /// What the file system asks of the kernel's side. Implemented above, by `fuse`.
 #[async_trait]
 pub trait Kernel: Send + Sync {
     /// Makes the kernel ask for the inode's attributes again. Returns when that holds.
     async fn invalidate_attributes(&self, ino: Ino);
+    /// Makes the kernel ask for a name again, some time soon.
+    fn forget_name(&self, parent: Ino, name: &Name);
 }
 
 #[derive(Clone, Debug)]
@@ -78,6 +89,7 @@ pub struct FsConfig {
     pub mount_id: String,
     /// For the content of unlinked files that are still open.
     pub scratch_dir: PathBuf,
+    pub checkpoints: CheckpointConfig,
 }
 
 /// Who calls.
@@ -124,6 +136,7 @@ pub struct FsStatus {
     pub failed: Vec<String>,
     pub passthrough: bool,
     pub pending: Pending,
+    pub checkpoints: CheckpointStatus,
     pub requests: RequestCounts,
     pub read: ReadStatus,
     pub write: WriteStatus,
@@ -141,6 +154,11 @@ pub struct Fs {
     tree: tokio::sync::RwLock<()>,
     /// Files closed a moment ago whose staged content is still here, the oldest first.
     resting: Mutex<VecDeque<Ino>>,
+    /// Open files that may still need bytes of the object they are a copy of.
+    copies: Mutex<Vec<Weak<Staged>>>,
+    checkpoints: Checkpoints,
+    started: Instant,
+    me: Weak<Fs>,
     records_dirty: tokio::sync::Notify,
     kernel: OnceLock<Arc<dyn Kernel>>,
     passthrough: AtomicBool,
@@ -160,7 +178,11 @@ impl Fs {
         let defaults = Defaults { uid: config.uid, gid: config.gid, umask: config.umask };
         let namespace = Namespace::new(&config.prefix, defaults, clock.wall());
         let passthrough = AtomicBool::new(config.passthrough);
-        let fs = Arc::new(Self {
+        let checkpoints = Checkpoints::new(config.checkpoints.clone(), &config.mount_id);
+        let fs = Arc::new_cyclic(|me| Self {
+            checkpoints,
+            started: clock.now(),
+            me: me.clone(),
             config,
             bucket,
             reader,
@@ -170,6 +192,7 @@ impl Fs {
             handles: Handles::default(),
             tree: tokio::sync::RwLock::new(()),
             resting: Mutex::new(VecDeque::new()),
+            copies: Mutex::new(Vec::new()),
             records_dirty: tokio::sync::Notify::new(),
             kernel: OnceLock::new(),
             passthrough,
@@ -206,6 +229,7 @@ impl Fs {
             failed: self.failed(),
             passthrough: self.passthrough.load(Ordering::Relaxed),
             pending: self.pending(),
+            checkpoints: self.checkpoints.status(),
             requests: self.bucket.counts(),
             read: self.reader.status(),
             write: self.writer.status(),
@@ -242,15 +266,21 @@ impl Fs {
 
     /// Uploads every dirty file and flushes every record. Returns how many files could not be.
     pub async fn drain(&self) -> usize {
-        let mut failures = 0;
+        let mut failed = Vec::new();
         for (ino, file) in self.handles.all_files() {
-            if let Err(error) = self.sync(ino, &file).await {
+            if let Err(error) = self.sync_at_last(ino, &file).await {
                 tracing::error!(ino = ino.0, %error, "a file could not be uploaded at unmount");
-                failures += 1;
+                failed.push((ino, file));
             }
         }
+        // An upload goes on when its caller was interrupted, and may have done what ours could not.
+        if timeout(SETTLE_S_MAX, self.writer.drained()).await.is_err() {
+            tracing::warn!("requests still run {SETTLE_S_MAX:?} after the last upload");
+        }
+        failed.retain(|(ino, file)| self.to_upload(*ino, file).is_some());
+        let checkpoints = self.drain_checkpoints().await;
         self.record_directory_times();
-        failures + self.flush_records().await
+        failed.len() + checkpoints + self.flush_records().await
     }
 
     /// The kernel gave back references to an inode.
@@ -296,6 +326,8 @@ impl Fs {
         namespace.get(ino).ok_or(Errno::ESTALE)?;
         namespace.looked_up(ino);
         let ttl = namespace.age_left(ino, self.clock.now(), self.ttl()).unwrap_or_default();
+        // An open goes through a symlink by its name: where that leads is never from memory.
+        let ttl = if stat.kind == Kind::Symlink { Duration::ZERO } else { ttl };
         Ok(Entry { stat, ttl })
     }
 
@@ -333,6 +365,19 @@ impl Fs {
     fn wall(&self) -> SystemTime {
         self.clock.wall()
     }
+}
+
+/// Whether a process is being killed by a signal, or was and is not reaped: the flags in field 9 of
+/// `/proc/<pid>/stat`. One whose flags can't be read (another pid namespace) counts as living.
+pub fn killed_by_signal(pid: u32) -> bool {
+    const PF_EXITING: u64 = 0x4;
+    const PF_SIGNALED: u64 = 0x400;
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The name in field 2 may hold spaces and brackets: fields count from its last bracket.
+    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    let flags = after_name.split(' ').nth(6).and_then(|field| field.parse::<u64>().ok());
+    let killed = PF_EXITING | PF_SIGNALED;
+    flags.is_some_and(|flags| flags & killed == killed)
 }
 
 /// A name from the kernel, to be looked for or made.

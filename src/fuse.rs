@@ -1,6 +1,5 @@
 //! The kernel's side: requests decoded, handed to [`Fs`], and answered. Only this file and its
-//! folder know
-//! the FUSE library.
+//! folder know the FUSE library.
 //!
 //! A request is first polled on the kernel's own thread: what memory can answer is answered there.
 //! What must wait goes on as a task. Every task has a deadline, so that no request hangs for ever;
@@ -14,36 +13,35 @@ mod closer;
 mod convert;
 mod listing;
 mod notifier;
+mod run;
 
 use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use crate::fs::error::Errno;
-use crate::fs::{Fs, Replace, SetAttributes, SetMode};
+use crate::fs::{CopyRange, Fs, Replace, SetAttributes, SetMode};
 use crate::types::Ino;
 use fuser::{
-    AccessFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    AccessFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 
-use backing::{Backings, back, unback};
+use backing::{Backings, reply_created, reply_opened, unback};
 use closer::closer;
 use convert::{
-    CAPABILITIES, attr, bounded, caller, errno, moment, open_flags, reply_attr, reply_empty,
-    reply_entry, reply_xattr,
+    CAPABILITIES, attr, caller, errno, moment, reply_attr, reply_empty, reply_entry, reply_written,
+    reply_xattr,
 };
 use listing::{entries, names};
 use notifier::Notifier;
+use run::{bounded, run};
 
 /// The largest write the kernel sends at once, in bytes; as large as it goes without more pages.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
@@ -104,17 +102,8 @@ struct Shim {
 }
 
 impl Shim {
-    /// Runs a request: at once if it need not wait, else as a task.
     fn run(&self, request: impl Future<Output = ()> + Send + 'static) {
-        let _runtime = self.runtime.enter();
-        let mut request: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(request);
-        let mut nobody = Context::from_waker(Waker::noop());
-        match catch_unwind(AssertUnwindSafe(|| request.as_mut().poll(&mut nobody))) {
-            Ok(Poll::Ready(())) => {}
-            Ok(Poll::Pending) => drop(self.runtime.spawn(request)),
-            // Dropping the request answers EIO; the panic hook has logged it.
-            Err(_) => drop(catch_unwind(AssertUnwindSafe(|| drop(request)))),
-        }
+        run(&self.runtime, request);
     }
 
     fn deadline(&self) -> Duration {
@@ -178,8 +167,7 @@ impl Filesystem for Shim {
         _flags: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let fs = self.fs.clone();
-        let now = fs.now();
+        let (fs, now) = (self.fs.clone(), self.fs.now());
         let set = SetAttributes {
             mode,
             uid,
@@ -306,22 +294,17 @@ impl Filesystem for Shim {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (fs, backings) = (self.fs.clone(), self.backings.clone());
         let truncated = flags.0 & libc::O_TRUNC != 0 && request.uid() != 0;
+        let pid = request.pid();
         self.run(async move {
-            let opened = bounded(TRANSFER_DEADLINE, fs.open(Ino(ino.0), flags.0)).await;
-            let mut opened = match opened {
+            let opened = bounded(TRANSFER_DEADLINE, fs.open(Ino(ino.0), flags.0, pid)).await;
+            let opened = match opened {
                 Ok(opened) => opened,
                 Err(error) => return reply.error(errno(error)),
             };
             if truncated {
                 fs.kill_set_id(Ino(ino.0));
             }
-            let register = |file: &std::fs::File| reply.open_backing(file);
-            let backing = back(&fs, &backings, ino.0, &mut opened, register);
-            let (handle, flags) = (FileHandle(opened.handle), open_flags(&opened));
-            match backing {
-                Some(id) => reply.opened_passthrough(handle, flags, &id),
-                None => reply.opened(handle, flags),
-            }
+            reply_opened(&fs, &backings, ino.0, opened, reply);
         });
     }
 
@@ -339,19 +322,9 @@ impl Filesystem for Shim {
         let (name, caller, deadline) = (name.to_owned(), caller(request), self.deadline());
         self.run(async move {
             let created = fs.create(Ino(parent.0), &name, mode, flags, caller);
-            let (entry, mut opened) = match bounded(deadline, created).await {
-                Ok(created) => created,
-                Err(error) => return reply.error(errno(error)),
-            };
-            let register = |file: &std::fs::File| reply.open_backing(file);
-            let backing = back(&fs, &backings, entry.stat.ino.0, &mut opened, register);
-            let (handle, flags) = (FileHandle(opened.handle), open_flags(&opened));
-            let (ttl, attr) = (entry.ttl, attr(&entry.stat));
-            match backing {
-                Some(id) => {
-                    reply.created_passthrough(&ttl, &attr, Generation(0), handle, flags, &id)
-                }
-                None => reply.created(&ttl, &attr, Generation(0), handle, flags),
+            match bounded(deadline, created).await {
+                Ok((entry, opened)) => reply_created(&fs, &backings, &entry, opened, reply),
+                Err(error) => reply.error(errno(error)),
             }
         });
     }
@@ -394,10 +367,31 @@ impl Filesystem for Shim {
             if kill {
                 fs.kill_set_id(Ino(ino.0));
             }
-            match bounded(TRANSFER_DEADLINE, fs.write(handle.0, offset, &data)).await {
-                Ok(()) => reply.written(data.len() as u32),
-                Err(error) => reply.error(errno(error)),
+            let written = bounded(TRANSFER_DEADLINE, fs.write(handle.0, offset, &data)).await;
+            reply_written(reply, written.map(|()| data.len() as u32));
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        request: &Request,
+        _ino_in: INodeNo,
+        from: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        to: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let (fs, kill) = (self.fs.clone(), request.uid() != 0);
+        let copy = CopyRange { from: from.0, offset_in, to: to.0, offset_out, len };
+        self.run(async move {
+            if kill {
+                fs.kill_set_id(Ino(ino_out.0));
             }
+            reply_written(reply, bounded(TRANSFER_DEADLINE, fs.copy_file_range(copy)).await);
         });
     }
 
@@ -543,8 +537,14 @@ impl Filesystem for Shim {
             libc::XATTR_REPLACE => SetMode::Replace,
             _ => SetMode::Any,
         };
-        let name = name.to_str().ok_or(Errno::EOPNOTSUPP);
-        reply_empty(reply, name.and_then(|name| self.fs.setxattr(Ino(ino.0), name, value, how)));
+        let Some(name) = name.to_str().map(str::to_owned) else {
+            return reply.error(errno(Errno::EOPNOTSUPP));
+        };
+        let (fs, value, deadline) = (self.fs.clone(), value.to_vec(), self.deadline());
+        self.run(async move {
+            let set = fs.setxattr(Ino(ino.0), &name, &value, how);
+            reply_empty(reply, bounded(deadline, set).await);
+        });
     }
 
     fn getxattr(

@@ -117,8 +117,7 @@ impl Namespace {
     }
 
     /// What stat tells as the number of links: of a directory its name, its `.`, and the `..` of
-    /// each
-    /// directory in it that is known here.
+    /// each directory in it that is known here.
     pub fn links(&self, inode: &Inode) -> u32 {
         let is_directory =
             |ino: &Ino| self.inodes.get(ino).is_some_and(|c| c.kind == Kind::Directory);
@@ -134,6 +133,30 @@ impl Namespace {
     /// The stamp for a question asked now.
     pub fn asked(&self, at: Instant) -> Asked {
         Asked { epoch: self.epoch, at }
+    }
+
+    /// The names that lead to an inode, each with its own, from below the root down. `None` once
+    /// one of them is unlinked.
+    pub fn path(&self, ino: Ino) -> Option<Vec<(Ino, Name)>> {
+        let mut path = Vec::new();
+        let mut inode = self.inodes.get(&ino)?;
+        while inode.ino != Ino::ROOT {
+            path.push((inode.ino, inode.name.clone().filter(|_| inode.linked)?));
+            inode = self.inodes.get(&inode.parent)?;
+        }
+        path.reverse();
+        Some(path)
+    }
+
+    /// An inode and all that is known below it, parents first.
+    pub fn below(&self, ino: Ino) -> Vec<Ino> {
+        let mut below = vec![ino];
+        let mut next = 0;
+        while let Some(inode) = below.get(next).map(|ino| self.inodes.get(ino)) {
+            next += 1;
+            below.extend(inode.iter().flat_map(|inode| inode.directory.children.values()));
+        }
+        below
     }
 
     /// The path from the bucket's root, a directory's with its `/`. `None` once unlinked.
@@ -282,8 +305,7 @@ impl Namespace {
     }
 
     /// Whether an answer that something is there may be true still: not if the name went since it
-    /// was
-    /// asked for.
+    /// was asked for.
     fn may_learn(&self, parent: Ino, name: &Name, asked: Asked) -> Option<()> {
         let directory = &self.inodes.get(&parent).filter(|p| p.linked)?.directory;
         let went = directory.removed.get(name).copied().unwrap_or_default();
@@ -304,7 +326,7 @@ impl Namespace {
     }
 
     /// Whether something below a directory exists only here: then the directory does too.
-    fn has_local_below(&self, ino: Ino) -> bool {
+    pub fn has_local_below(&self, ino: Ino) -> bool {
         let Some(inode) = self.inodes.get(&ino) else { return false };
         inode.directory.children.values().any(|child| {
             self.inodes.get(child).is_some_and(|c| c.staged) || self.has_local_below(*child)

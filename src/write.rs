@@ -13,6 +13,12 @@
 //! written (`ahead`). A part that lies in unchanged bytes of the base is copied on the server, or
 //! fetched if the store can't.
 //!
+//! [`Staged::take`] and [`Staged::copy_taken`] make a file that is empty so far the copy of an
+//! object, part by part on the server: nothing comes down or goes up (`copying`).
+//!
+//! [`Staged::prepare`] sends all parts and leaves the completion to others (`prepare`): so a file
+//! goes up that must not show before others do.
+//!
 //! # Consistency
 //!
 //! 1. An object is made by one PUT or one completion, so others see the old content or the new.
@@ -26,6 +32,8 @@
 //! 5. Base bytes are fetched and copied under the base's ETag. If it changed, the error is
 //!    [`BucketError::Precondition`](crate::bucket::BucketError), and what was written stays staged.
 //! 6. After an upload the new object is the base, so the next one copies what did not change.
+//! 7. A prepared upload holds one content and is its caller's; what a later change needs goes into
+//!    another.
 //!
 //! # Retries
 //!
@@ -43,20 +51,23 @@
 //! # Crash consistency
 //!
 //! Nothing is acknowledged here before it is in the bucket. A daemon that dies leaves its staged
-//! files, and the next one moves them to `quarantine` beside the staging directory; so goes a dirty
-//! file that is dropped. Each bears the end of its key in its name. Parts of uploads are left to
-//! the store.
+//! files, and the next one moves them to `quarantine` beside the staging directory, but for those
+//! that bear a note that the bucket has them as they are; so goes a dirty file that is dropped,
+//! prepared or not. Each bears the end of its key in its name. Parts of uploads are left to the
+//! store.
 
 mod ahead;
 mod bodies;
 mod buffers;
 mod contents;
+mod copying;
 mod error;
 mod extents;
 mod fetch;
 mod mapped;
 mod multipart;
 mod parts;
+mod prepare;
 mod ranges;
 mod shared;
 mod staged;
@@ -83,9 +94,10 @@ use crate::types::Key;
 use shared::{Counters, DirtyBound, Shared, SharedParts};
 use staging::StagingDir;
 
+pub use copying::{Copied, Taken};
 pub use error::WriteError;
 pub use staged::Staged;
-pub use state::{Base, Uploaded};
+pub use state::{Base, Prepared, Stamp, Uploaded};
 
 /// The size of the first thousand parts: large enough that a round trip does not show, small enough
 /// that eight of them are in memory at a time.
@@ -144,6 +156,11 @@ impl Writer {
     pub fn stage(&self, key: Key, base: Option<Base>) -> Result<Arc<Staged>, WriteError> {
         let disk = self.shared.staging.create(&ulid(&*self.shared.clock), &key)?;
         Ok(Staged::new(self.shared.clone(), disk, key, base)?)
+    }
+
+    /// Aborts a prepared upload that nothing will ever complete; nobody waits for it. One request.
+    pub fn abort(&self, key: &Key, upload: &str) {
+        self.shared.abort(key.clone(), upload.to_owned());
     }
 
     /// Whether the staging disk has no room left, so that a write the kernel did by itself may have

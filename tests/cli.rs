@@ -71,6 +71,7 @@ impl Place {
         for name in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "XDG_CACHE_HOME"] {
             command.env_remove(name);
         }
+        command.env_remove("STORAGE_EMULATOR_HOST").env_remove("CLOUDSDK_CONFIG");
         command.env("HOME", self.dir.path()).env("XDG_RUNTIME_DIR", self.path("run"));
         command
     }
@@ -187,7 +188,7 @@ fn help_and_version_are_there_for_a_stranger() {
     let output = Command::new(trialfs).arg("--help").output().expect("runs");
     succeeds(&output);
     let help = String::from_utf8_lossy(&output.stdout);
-    for word in ["s3://", "https://", "file:///", "fstab", "unmount", "Exit codes"] {
+    for word in ["s3://", "gs://", "https://", "file:///", "fstab", "unmount", "Exit codes"] {
         assert!(help.contains(word), "{word}");
     }
     succeeds(&Command::new(trialfs).arg("--version").output().expect("runs"));
@@ -261,6 +262,28 @@ fn an_unreachable_store_is_told_within_the_stated_time() {
     assert!(!place.mounted());
     let log = fs::read_to_string(cache.join("trialfs.log")).expect("a log");
     assert!(log.contains("not mounted") && !log.contains("sEcReT"), "{log}");
+}
+
+#[test]
+fn google_credentials_that_are_none_are_told_on_one_line() {
+    let Some(place) = Place::new() else { return };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let nobody = listener.local_addr().expect("an address").to_string();
+    drop(listener);
+    let (mnt, cache) = (place.mnt(), place.path("cache"));
+    let words = ["mount", "gs://bucket/runs", text(&mnt), "--cache-dir", text(&cache)];
+    let mut command = place.command(&words);
+    command.env("GCE_METADATA_HOST", &nobody).env("GCE_METADATA_IP", &nobody);
+    let none = command.env_remove("GOOGLE_APPLICATION_CREDENTIALS").output().expect("runs");
+    let clue = "gcloud auth application-default login";
+    fails(&none, 1, &["gs://bucket/runs", "no credentials found", clue]);
+    fs::write(place.path("key.json"), r#"{"type": "external_account"}"#).expect("writes");
+    for name in ["nowhere.json", "key.json"] {
+        let path = place.path(name);
+        let output = command.env("GOOGLE_APPLICATION_CREDENTIALS", &path).output().expect("runs");
+        fails(&output, 1, &["gs://bucket/runs", text(&path), "can't be used"]);
+    }
+    assert!(!place.mounted());
 }
 
 #[test]

@@ -6,10 +6,16 @@
 //!
 //! - `TRIALFS_TEST_S3`: endpoint and bucket of SeaweedFS, as `http://127.0.0.1:28333/bucket`
 //! - `TRIALFS_TEST_RCLONE_S3`: the same of `rclone serve s3`
+//! - `TRIALFS_TEST_AZURE`: endpoint, account and container of Azurite, as
+//!   `http://127.0.0.1:10000/devstoreaccount1/container`; the key comes from `AZURE_STORAGE_KEY`
+//! - `TRIALFS_TEST_GCS`: endpoint and bucket of fake-gcs-server; the emulator of `support/` always
+//!   runs
 //! - `TRIALFS_TEST_DAV_RCLONE`: an empty export of `rclone serve webdav`, with its user and
 //!   password, as `http://dav:davpass@127.0.0.1:28381/`
 //! - `TRIALFS_TEST_DAV_APACHE`: the same of Apache's `mod_dav`
 
+#[path = "support/gcs_emulator.rs"]
+mod gcs_emulator;
 #[path = "conformance/suite.rs"]
 mod suite;
 
@@ -22,7 +28,8 @@ use trialfs::clock;
 use trialfs::config::{Location, StoreOptions};
 use trialfs::types::Key;
 
-use suite::Suite;
+use gcs_emulator::Emulator;
+use suite::{Pages, Suite};
 
 const IO_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -54,6 +61,10 @@ async fn open_s3(url: &str) -> Arc<Bucket> {
 
 /// Probes the store, which must turn out as `expected` changes a whole one, and runs the suite.
 async fn run(bucket: Arc<Bucket>, expected: impl FnOnce(&mut Capabilities)) {
+    run_with(Pages::Nothing, bucket, expected).await;
+}
+
+async fn run_with(pages: Pages, bucket: Arc<Bucket>, expected: impl FnOnce(&mut Capabilities)) {
     let root = format!("conformance-{}/", clock::ulid(&clock::SystemClock));
     let mut whole = Capabilities {
         create_if_absent: true,
@@ -72,7 +83,7 @@ async fn run(bucket: Arc<Bucket>, expected: impl FnOnce(&mut Capabilities)) {
     let (found, lines) = probe(&bucket, &root, ReadOnly::No).await.unwrap();
     eprintln!("{:#?}\n{}", bucket.counts(), lines.join("\n"));
     assert_eq!(found, whole, "{lines:#?}");
-    Suite { bucket, root }.run().await;
+    Suite { bucket, root, pages }.run().await;
 }
 
 #[tokio::test]
@@ -108,6 +119,46 @@ async fn s3_on_rclone_which_ignores_conditions() {
         can.copy_condition = false;
     };
     run(open_s3(&url).await, expected).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn azure_on_azurite() {
+    let Some(url) = server("TRIALFS_TEST_AZURE") else { return };
+    let (endpoint, container) = url.rsplit_once('/').expect("endpoint/container");
+    let location = Location::Azure { container: container.to_owned(), prefix: String::new() };
+    let endpoint = Some(endpoint.to_owned());
+    let bucket = open(location, StoreOptions { endpoint, ..StoreOptions::default() }).await;
+    run(bucket, |_| {}).await;
+}
+
+async fn open_gcs(endpoint: &str, bucket: &str) -> Arc<Bucket> {
+    let location = Location::Gcs { bucket: bucket.to_owned(), prefix: String::new() };
+    let options = StoreOptions { endpoint: Some(endpoint.to_owned()), ..StoreOptions::default() };
+    open(location, options).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gcs_as_its_reference_has_it() {
+    let emulator = Emulator::start("bucket").await;
+    let bucket = open_gcs(&emulator.endpoint(), "bucket").await;
+    run(bucket, |can| can.part_copy = false).await;
+    // The upload that was refused for an ETag that is no generation: its parts never were joined.
+    assert_eq!((emulator.objects().len(), emulator.open_uploads()), (0, 1));
+}
+
+/// It keeps conditions on uploads of its own kind alone, has no XML multipart and no moves.
+#[tokio::test(flavor = "multi_thread")]
+async fn gcs_on_fake_gcs_server_which_ignores_most_conditions() {
+    let Some(url) = server("TRIALFS_TEST_GCS") else { return };
+    let (endpoint, bucket) = url.rsplit_once('/').expect("endpoint/bucket");
+    let expected = |can: &mut Capabilities| {
+        can.delete_if_match = false;
+        can.multipart = false;
+        can.part_copy = false;
+        can.copy_condition = false;
+        can.rename_file = false;
+    };
+    run_with(Pages::Prefixes, open_gcs(endpoint, bucket).await, expected).await;
 }
 
 /// What WebDAV has not, whoever serves it.

@@ -1,6 +1,5 @@
 //! What a directory mounted as a bucket promises beyond the conformance suite: nothing outside it,
-//! nothing
-//! half, and versions that tell rewrites from renames.
+//! nothing half, and versions that tell rewrites from renames.
 
 use std::os::unix::fs::symlink;
 use std::sync::Arc;

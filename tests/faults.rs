@@ -1,6 +1,5 @@
 //! What [`Bucket`] makes of a store that fails: retries within the bound, bodies that go on where
-//! they
-//! broke, and writes whose reply was lost.
+//! they broke, and writes whose reply was lost.
 
 #[path = "faults/scripted.rs"]
 mod scripted;
@@ -67,6 +66,29 @@ async fn a_store_that_stays_away_is_given_up_within_the_bound() {
         assert!(started.elapsed() <= IO_TIMEOUT + Duration::from_secs(1), "{fault:?}");
         assert!(started.elapsed() >= IO_TIMEOUT / 2, "{fault:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_store_is_not_asked_before_it_wants_to_be() {
+    let (bucket, _) = bucket([Fault::Busy(30), Fault::Busy(40)]);
+    let started = Instant::now();
+    put(&bucket, "body", Condition::Always).await.unwrap();
+    assert_eq!(bucket.counts().put, 3);
+    assert!(started.elapsed() >= Duration::from_secs(70), "{:?}", started.elapsed());
+    assert!(started.elapsed() <= Duration::from_secs(71), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_wants_more_patience_than_there_is_is_asked_once_more_in_time() {
+    let (once, _) = bucket([Fault::Busy(86_400)]);
+    put(&once, "body", Condition::Always).await.unwrap();
+    assert_eq!(once.counts().put, 2);
+    let (bucket, _) = bucket(std::iter::repeat_n(Fault::Busy(86_400), 10_000));
+    let started = Instant::now();
+    let error = put(&bucket, "body", Condition::Always).await.unwrap_err();
+    assert!(matches!(error, BucketError::Busy { .. }), "{error:?}");
+    assert!(started.elapsed() <= IO_TIMEOUT + Duration::from_secs(1));
+    assert!(bucket.counts().put < 20, "{}", bucket.counts().put);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,8 +1,7 @@
 //! One operation of a store, asked until it is answered or its time is over.
 //!
 //! Owns deadlines, retries, counts, and the memory of whether an attempt may have been applied
-//! without
-//! our hearing of it. Does not own what to do about such a doubt: that is each operation's.
+//! without our hearing of it. Does not own what to do about such a doubt: that is each operation's.
 
 use std::future::Future;
 use std::sync::Arc;

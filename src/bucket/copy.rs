@@ -1,8 +1,7 @@
 //! Server-side copies: in one request where the store can, else by parts.
 //!
 //! By parts is for objects over the store's limit on one copy, and for conditions on the
-//! destination,
-//! which more stores honour on completing an upload than on copying.
+//! destination, which more stores honour on completing an upload than on copying.
 
 use crate::bucket::call::SERVER_WORK_BYTES;
 use crate::bucket::error::BucketError;
@@ -15,10 +14,9 @@ const PART_BYTES: u64 = 512 << 20;
 
 impl Bucket {
     /// Copies `from`, of the version `from_etag` if given, with new metadata. One request; by
-    /// parts: 3 and
-    /// one for each further 512 MiB. [`BucketError::Precondition`] if the condition on the
-    /// destination failed
-    /// or the source changed. [`BucketError::Unsupported`] if the store can't copy.
+    /// parts: 3 and one for each further 512 MiB. [`BucketError::Precondition`] if the condition on
+    /// the destination failed or the source changed. [`BucketError::Unsupported`] if the store
+    /// can't copy.
     pub async fn copy(
         &self,
         from: &Key,

@@ -1,6 +1,6 @@
 //! The two ways stores write a time: HTTP's and ISO 8601's, in UTC.
 //!
-//! Owns parsing only: times of objects are shown to people and programs, never decided by.
+//! Times of objects are read to be shown to people and programs, never to decide by.
 
 use std::time::{Duration, SystemTime};
 
@@ -26,6 +26,28 @@ pub fn iso(text: &str) -> Option<SystemTime> {
     let month: u32 = numbers.next()?.parse().ok()?;
     let day: u32 = numbers.next()?.parse().ok()?;
     time_of(year, month, day, time)
+}
+
+/// `time` as `2015-10-21T07:28:00Z`, in whole seconds.
+pub fn iso_text(time: SystemTime) -> String {
+    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (year, month, day) = date_of(seconds / 86_400);
+    let clock = seconds % 86_400;
+    let (hours, minutes, seconds) = (clock / 3600, clock / 60 % 60, clock % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hours:02}:{minutes:02}:{seconds:02}Z")
+}
+
+/// Year, month and day of a day since 1970-01-01: the reverse of [`days_since_epoch`].
+fn date_of(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153; // from March
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
 fn time_of(year: i64, month: u32, day: u32, clock: &str) -> Option<SystemTime> {
@@ -81,6 +103,14 @@ mod tests {
         assert_eq!(iso("2024-02-29T23:59:59Z"), at(1_709_251_199));
         let half = Duration::from_millis(500);
         assert_eq!(iso("1970-01-01T00:00:01.500Z"), at(1).map(|t| t + half));
+    }
+
+    #[test]
+    fn a_time_that_is_written_is_read_as_it_was() {
+        for days in (0..60_000).chain([2_932_896]) {
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(days * 86_400 + 86_399);
+            assert_eq!(iso(&iso_text(time)), Some(time), "{}", iso_text(time));
+        }
     }
 
     #[test]

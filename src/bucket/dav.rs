@@ -107,7 +107,7 @@ enum Overwrite {
 fn named(status: u16) -> BucketError {
     let text = format!("HTTP {status}");
     match status {
-        401 | 403 => BucketError::Denied(text),
+        401 | 403 => BucketError::Denied(format!("{text}; check the user and password")),
         404 | 409 => BucketError::NotFound,
         405 | 501 => BucketError::Unsupported("do this"),
         408 => BucketError::TimedOut(text),
@@ -148,7 +148,7 @@ impl WebDav {
         }
         match response.status().is_success() {
             true => Ok(response),
-            false => Err(named(response.status().as_u16())),
+            false => Err(http::hold_off(named(response.status().as_u16()), response.headers())),
         }
     }
 

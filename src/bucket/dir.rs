@@ -1,8 +1,7 @@
 //! The driver for `file:///`: a local directory or an NFS export, one file per object.
 //!
 //! Owns the threads that file calls are made on, and their bound. Does not own how objects are
-//! files
-//! ([`disk`]), uploads ([`upload`]) or listings ([`listing`]).
+//! files ([`disk`]), uploads ([`upload`]) or listings ([`listing`]).
 
 mod attributes;
 mod beneath;
@@ -12,7 +11,7 @@ mod lock;
 mod upload;
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -54,7 +53,15 @@ pub async fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Arc<dyn Store>, 
     let threads = Arc::new(Semaphore::new(THREADS_MAX));
     let (disk, keeps_metadata) = on_thread(&threads.clone(), move || {
         let root = Beneath::root(&path).map_err(|error| {
-            BucketError::Invalid(format!("directory {}: {error}", path.display()))
+            let shown = path.display();
+            BucketError::Invalid(match error.kind() {
+                ErrorKind::NotFound => format!("there is no directory {shown}; make it first"),
+                ErrorKind::NotADirectory => format!("{shown} is a file; give a directory"),
+                ErrorKind::PermissionDenied => {
+                    format!("this user may not open {shown}; check its owner and mode")
+                }
+                _ => format!("directory {shown}: {error}"),
+            })
         })?;
         let keeps_metadata = attributes::keeps_metadata(&path);
         let disk = Disk { root, clock };

@@ -3,6 +3,8 @@
 //! Owns the error kinds. Does not own how a store's answers map to them (each driver) nor errnos
 //! (`fs`).
 
+use std::time::Duration;
+
 /// What went wrong, by what the caller must do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BucketError {
@@ -29,6 +31,10 @@ pub enum BucketError {
     /// 5xx, 429, refused, reset. Retried by [`Bucket`]; past the bound the caller answers EIO.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
+    /// 429 or 503 that says when to come back. Retried by [`Bucket`] no sooner than that, within
+    /// the bound; past it the caller answers EIO.
+    #[error("the store is busy for {after:?} more: {why}")]
+    Busy { why: String, after: Duration },
     /// The store can't do this; the caller uses another way (see [`Capabilities`]).
     #[error("the store can not {0}")]
     Unsupported(&'static str),
@@ -52,6 +58,9 @@ pub enum BucketError {
 impl BucketError {
     /// Whether asking the same again may help. Everything else is an answer.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::TimedOut(_) | Self::Unavailable(_) | Self::Corrupt(_))
+        matches!(
+            self,
+            Self::TimedOut(_) | Self::Unavailable(_) | Self::Busy { .. } | Self::Corrupt(_)
+        )
     }
 }

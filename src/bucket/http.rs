@@ -1,10 +1,8 @@
-//! What every store behind HTTP shares: one kind of client, how its failures are named, how
-//! headers are
-//! read and keys written into URLs.
+//! What every store behind HTTP shares: one kind of client, how its failures are named, how headers
+//! are read and keys written into URLs.
 //!
-//! Owns connections. Does not own signing, nor what a status means to a store. No URL and no
-//! header is
-//! ever put into an error: both may carry credentials.
+//! Owns connections. Does not own signing, nor what a status means to a store. No URL and no header
+//! is ever put into an error: both may carry credentials.
 
 use std::error::Error;
 use std::ops::Range;
@@ -28,9 +26,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Connections kept for the next request: as many as are ever busy at once.
 const IDLE_CONNECTIONS_MAX: usize = 64;
-/// The largest answer that is read into memory whole: a LIST of 1000 keys of 1 KiB, all escaped,
-/// is under
-/// 4 MiB.
+/// The largest answer that is read into memory whole: a LIST of 1000 keys of 1 KiB, all escaped, is
+/// under 4 MiB.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// How much of a server's message goes into ours.
 const MESSAGE_CHARS_MAX: usize = 200;
@@ -76,12 +73,45 @@ pub fn transport_error(error: reqwest::Error) -> BucketError {
         text = format!("{text}: {cause}");
         source = cause.source();
     }
+    if let Some(plain) = in_plain_words(&text).filter(|_| error.is_connect()) {
+        text = plain.to_owned();
+    }
     if error.is_builder() {
         BucketError::Invalid(text)
     } else if error.is_timeout() {
         BucketError::TimedOut(text)
     } else {
         BucketError::Unavailable(text)
+    }
+}
+
+/// The usual reasons why there is no connection, said so that somebody can act on them.
+fn in_plain_words(text: &str) -> Option<&'static str> {
+    let known = [
+        ("Connection refused", "nobody listens there (connection refused)"),
+        ("dns error", "the name of the host is not known"),
+        ("InvalidContentType", "no TLS is spoken there; write http:// for https://"),
+        ("UnknownIssuer", "its certificate is not trusted; give --ca-bundle"),
+    ];
+    known.iter().find(|(sign, _)| text.contains(sign)).map(|(_, plain)| *plain)
+}
+
+/// How long the server wants to be left alone: `Retry-After`, in seconds, or as a date, which
+/// counts from the server's own clock.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let told = text(headers, "retry-after")?.trim();
+    if let Ok(seconds) = told.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let now = date::http(text(headers, "date")?)?;
+    Some(date::http(told)?.duration_since(now).unwrap_or_default())
+}
+
+/// The same refusal, with the server's word on when to ask again.
+pub fn hold_off(error: BucketError, headers: &HeaderMap) -> BucketError {
+    match (error, retry_after(headers)) {
+        (BucketError::Unavailable(why), Some(after)) => BucketError::Busy { why, after },
+        (error, _) => error,
     }
 }
 
@@ -132,8 +162,7 @@ pub fn total_size(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// Whether an answer holds exactly the bytes asked for; some servers say 200 to a range and still
-/// send it,
-/// others send the whole.
+/// send it, others send the whole.
 pub fn check_range(headers: &HeaderMap, asked: &Range<u64>, size: u64) -> Result<(), BucketError> {
     let end = asked.end.min(size);
     let sent = match text(headers, "content-range") {
@@ -199,6 +228,11 @@ pub fn encode_path(key: &str) -> String {
     utf8_percent_encode(key, PATH).to_string()
 }
 
+/// A key as one component of the path of a URL.
+pub fn encode_component(key: &str) -> String {
+    utf8_percent_encode(key, QUERY).to_string()
+}
+
 /// Pairs as the query of a URL.
 pub fn encode_query(pairs: &[(&str, &str)]) -> String {
     let pair = |(name, value): &(&str, &str)| {
@@ -219,6 +253,23 @@ mod tests {
         assert_eq!(total_size(&headers), Some(10));
         headers.insert("content-range", HeaderValue::from_static("bytes 0-9/5000"));
         assert_eq!(total_size(&headers), Some(5000));
+    }
+
+    #[test]
+    fn a_server_says_in_seconds_or_by_its_own_clock_when_to_come_back() {
+        let told = |after: &'static str, date: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert("retry-after", HeaderValue::from_static(after));
+            date.map(|date| headers.insert("date", HeaderValue::from_static(date)));
+            retry_after(&headers)
+        };
+        let now = Some("Wed, 21 Oct 2015 07:28:00 GMT");
+        assert_eq!(told("7", None), Some(Duration::from_secs(7)));
+        assert_eq!(told("Wed, 21 Oct 2015 07:28:30 GMT", now), Some(Duration::from_secs(30)));
+        assert_eq!(told("Wed, 21 Oct 2015 07:27:00 GMT", now), Some(Duration::ZERO));
+        assert_eq!(told("Wed, 21 Oct 2015 07:28:30 GMT", None), None);
+        assert_eq!(told("soon", now), None);
+        assert_eq!(retry_after(&HeaderMap::new()), None);
     }
 
     #[test]

@@ -2,8 +2,7 @@
 //! cut from.
 //!
 //! For stores that have no pages of their own (directories, WebDAV). A listing that takes longer
-//! than its
-//! snapshot is kept is made again, and goes on behind the last name given.
+//! than its snapshot is kept is made again, and goes on behind the last name given.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,10 +1,8 @@
 //! What a store can really do, learnt at mount by doing it on a small key of our own: some servers
-//! ignore
-//! conditions in silence, and say 200.
+//! ignore conditions in silence, and say 200.
 //!
 //! Owns the trial and the words for what is missing. Does not own what a mount does without it.
-//! Four round
-//! trips, each of independent requests at once; the trial key is removed again.
+//! Five round trips, each of independent requests at once; the trial key is removed again.
 
 use bytes::Bytes;
 
@@ -22,9 +20,8 @@ const RANGE: std::ops::Range<u64> = 3..7;
 /// The most entries of the control directory that are looked through for the trial key.
 const LOOK_ENTRIES_MAX: u16 = 1000;
 
-/// Tries what `bucket` can do below `prefix` (which ends in `/` or is empty), and tells the
-/// bucket. With it
-/// comes a line for each thing that is missing, and what follows from it.
+/// Tries what `bucket` can do below `prefix` (which ends in `/` or is empty), and tells the bucket.
+/// With it comes a line for each thing that is missing, and what follows from it.
 ///
 /// Read-only, or where writing is refused, nothing is written. Errors say what to do:
 /// [`BucketError::Denied`] also where the store may be read but not written.
@@ -35,30 +32,26 @@ pub async fn probe(
 ) -> Result<(Capabilities, Vec<String>), BucketError> {
     let trial = Trial::new(bucket, prefix);
     let can = bucket.capabilities();
+    // Alone and first: some servers make a bucket of any name that something is put into, and a
+    // write that gets no answer is asked after, for as long again.
+    bucket.list(prefix, true, None, 1).await.map_err(advise)?;
     if read_only == ReadOnly::Yes {
-        bucket.list(prefix, true, None, 1).await.map_err(advise)?;
         return Ok((can, Vec::new()));
     }
-    let listed = bucket.list(prefix, true, None, 1);
-    let (listed, created, _, _, _, upload) = tokio::join!(
-        listed,
+    let (created, _, _, _, _, upload) = tokio::join!(
         trial.create(),
         trial.put(&trial.doomed, Condition::Always),
         trial.put(&trial.quiet, Condition::Always),
+        trial.put(&trial.onto, Condition::Always),
         trial.mark(),
         trial.begin_upload(can),
     );
-    let first = match (listed, created) {
-        (Err(error), _) => Err(advise(error)),
-        (Ok(_), Err(BucketError::Denied(text))) => Err(BucketError::Denied(format!(
+    let found = match created {
+        Ok(first) => Ok(trial.run(can, first, upload.as_deref()).await),
+        Err(BucketError::Denied(text)) => Err(BucketError::Denied(format!(
             "{text}: the store can be read but not written; mount with --read-only"
         ))),
-        (Ok(_), Err(error)) => Err(advise(error)),
-        (Ok(_), Ok(first)) => Ok(first),
-    };
-    let found = match first {
-        Ok(first) => Ok(trial.run(can, first, upload.as_deref()).await),
-        Err(error) => Err(error),
+        Err(error) => Err(advise(error)),
     };
     if !matches!(found, Err(BucketError::Denied(_))) {
         trial.clean(upload.as_deref()).await;
@@ -76,16 +69,12 @@ pub enum ReadOnly {
     No,
 }
 
-/// Adds to an error what the user can do about it.
+/// Adds to a refusal what the user can do about it, where the driver did not say.
 fn advise(error: BucketError) -> BucketError {
     match error {
-        BucketError::Denied(text) => {
+        BucketError::Denied(text) if !text.contains("check") => {
             BucketError::Denied(format!("{text}; check the credentials and what they allow"))
         }
-        BucketError::TimedOut(text) | BucketError::Unavailable(text) => {
-            BucketError::Unavailable(format!("{text}; check the endpoint and the network"))
-        }
-        BucketError::NotFound => BucketError::Invalid("there is no such bucket".to_owned()),
         error => error,
     }
 }
@@ -96,8 +85,11 @@ struct Trial<'a> {
     key: Key,
     /// A second key, for what may take it away.
     doomed: Key,
-    /// A third, which nothing disturbs while it is read.
+    /// A third, which nothing disturbs while it is read; renamed to the fourth at the end.
     quiet: Key,
+    moved: Key,
+    /// A fifth, for what may be copied or uploaded onto it.
+    onto: Key,
     marker: Key,
     dir: String,
     mark: String,
@@ -115,6 +107,7 @@ struct Findings {
     part: Option<Result<String, BucketError>>,
     part_copy: Option<Result<String, BucketError>>,
     completed_onto: Option<Result<Written, BucketError>>,
+    renamed: Option<Result<(), BucketError>>,
     key: Key,
     marker: Key,
     mark: String,
@@ -129,6 +122,8 @@ impl<'a> Trial<'a> {
             bucket,
             doomed: Key::new(format!("{key}.doomed")),
             quiet: Key::new(format!("{key}.quiet")),
+            moved: Key::new(format!("{key}.moved")),
+            onto: Key::new(format!("{key}.onto")),
             marker: Key::new(format!("{key}.dir/")),
             key: Key::new(key),
             dir,
@@ -163,7 +158,7 @@ impl<'a> Trial<'a> {
 
     async fn begin_upload(&self, can: Capabilities) -> Option<String> {
         match can.multipart {
-            true => self.bucket.create_multipart(&self.key, &self.metadata()).await.ok(),
+            true => self.bucket.create_multipart(&self.onto, &self.metadata()).await.ok(),
             false => None,
         }
     }
@@ -175,13 +170,13 @@ impl<'a> Trial<'a> {
         let stale = ETag("1".to_owned());
         let metadata = self.metadata();
         let caller = &bucket.caller;
-        let copy = || caller.store.copy(key, None, key, &Condition::IfAbsent, &metadata);
+        let copy = || caller.store.copy(key, None, &self.onto, &Condition::IfAbsent, &metadata);
         let part_copy = async {
             let upload = upload.filter(|_| can.part_copy)?;
             let whole = 0..BODY.len() as u64;
-            Some(bucket.upload_part_copy(key, upload, 2, key, &first.etag, whole).await)
+            Some(bucket.upload_part_copy(&self.onto, upload, 2, key, &first.etag, whole).await)
         };
-        let part = async { Some(bucket.upload_part(key, upload?, 1, body).await) };
+        let part = async { Some(bucket.upload_part(&self.onto, upload?, 1, body).await) };
         let conditions = async {
             tokio::join!(
                 self.put(key, Condition::IfAbsent),
@@ -201,10 +196,14 @@ impl<'a> Trial<'a> {
         let parts = part.as_ref().and_then(|part| part.as_ref().ok()).cloned();
         let completed_onto = async {
             let condition = &Condition::IfAbsent;
-            Some(bucket.complete_multipart(key, upload?, &[parts?], condition).await)
+            Some(bucket.complete_multipart(&self.onto, upload?, &[parts?], condition).await)
         };
         let replace = self.put(key, Condition::IfMatch(first.etag.clone()));
-        let (completed_onto, replaced) = tokio::join!(completed_onto, replace);
+        let rename = async {
+            let to = can.rename_file.then_some(&self.moved)?;
+            Some(bucket.rename(&self.quiet, to, &Condition::Always).await)
+        };
+        let (completed_onto, replaced, renamed) = tokio::join!(completed_onto, replace, rename);
         Findings {
             created_again,
             replaced_stale,
@@ -216,6 +215,7 @@ impl<'a> Trial<'a> {
             part,
             part_copy,
             completed_onto,
+            renamed,
             key: key.clone(),
             marker: self.marker.clone(),
             mark: self.mark.clone(),
@@ -226,11 +226,11 @@ impl<'a> Trial<'a> {
     async fn clean(&self, upload: Option<&str>) {
         let abort = async {
             match upload {
-                Some(upload) => self.bucket.abort_multipart(&self.key, upload).await,
+                Some(upload) => self.bucket.abort_multipart(&self.onto, upload).await,
                 None => Ok(()),
             }
         };
-        let keys = [&self.key, &self.doomed, &self.quiet, &self.marker];
+        let keys = [&self.key, &self.doomed, &self.quiet, &self.moved, &self.onto, &self.marker];
         let delete = keys.map(|key| self.bucket.delete(key, None));
         let _ = tokio::join!(futures::future::join_all(delete), abort);
         // Where directories are real, and where an emptied prefix is listed until its own key is
@@ -246,7 +246,11 @@ fn refused<T>(result: &Result<T, BucketError>) -> bool {
 impl Findings {
     /// What the store can do: what the driver says and the trial did not disprove.
     fn judge(&self, can: Capabilities) -> Capabilities {
-        let part = matches!(self.part, Some(Ok(_)));
+        let completes = !matches!(
+            self.completed_onto,
+            Some(Err(BucketError::Unsupported(_) | BucketError::Denied(_) | BucketError::NotFound))
+        );
+        let part = matches!(self.part, Some(Ok(_))) && completes;
         let read = self.read.as_ref().ok();
         let marked = |info: &ObjectInfo| info.metadata.get(MARK) == Some(&self.mark);
         let expected = &BODY[RANGE.start as usize..RANGE.end as usize];
@@ -255,7 +259,7 @@ impl Findings {
         Capabilities {
             create_if_absent: can.create_if_absent
                 && create
-                && self.completed_onto.as_ref().is_none_or(refused),
+                && (!completes || self.completed_onto.as_ref().is_none_or(refused)),
             replace_if_match: can.replace_if_match
                 && refused(&self.replaced_stale)
                 && self.replaced.is_ok(),
@@ -265,6 +269,7 @@ impl Findings {
             copy_condition: refused(&self.copied_onto),
             ranged_reads: can.ranged_reads && read.is_some_and(|(_, bytes)| bytes == expected),
             metadata: can.metadata && read.is_some_and(|(info, _)| marked(info)),
+            rename_file: can.rename_file && matches!(self.renamed, Some(Ok(()))),
             list_after_write: can.list_after_write
                 && listed.is_ok_and(|page| {
                     page.next.is_some() || page.objects.iter().any(|o| o.key == self.key)
@@ -283,13 +288,12 @@ fn missing(can: Capabilities) -> Vec<String> {
     let lines = [
         (
             can.create_if_absent,
-            "the store has no safe exclusive create: two nodes can both win one, and \
-             checkpoint directories are atomic for one writing node only",
+            "the store has no safe exclusive create: two nodes can both win one",
         ),
         (
             can.replace_if_match,
             "the store ignores If-Match: of two nodes that replace a file at once the last wins \
-             unseen, and what a dead node left open needs `trialfs recover --force`",
+             unseen",
         ),
         (
             can.delete_if_match,
@@ -328,6 +332,7 @@ mod tests {
 
     use super::*;
     use crate::bucket::memory::MemoryStore;
+    use crate::bucket::store::{ListedObject, Store};
     use crate::clock;
 
     #[tokio::test]
@@ -347,5 +352,50 @@ mod tests {
         let bucket = Bucket::new(store.clone(), clock::system(), Duration::from_secs(9));
         probe(&bucket, "runs/", ReadOnly::Yes).await.unwrap();
         assert_eq!(store.requests(), [(Operation::List, "runs/".to_owned())]);
+    }
+
+    fn whole(etag: &ETag) -> Findings {
+        let written = || Ok(Written { etag: etag.clone() });
+        let (key, marker) = (Key::new("k"), Key::new("k/"));
+        let (size, modified) = (BODY.len() as u64, std::time::SystemTime::UNIX_EPOCH);
+        let metadata = [(MARK.to_owned(), "m".to_owned())].into();
+        let info = ObjectInfo { size, etag: etag.clone(), modified, metadata };
+        let bytes = Bytes::from_static(&BODY[RANGE.start as usize..RANGE.end as usize]);
+        let listed = ListedObject { key: key.clone(), size, etag: etag.clone(), modified };
+        let prefixes = vec![marker.as_str().to_owned()];
+        Findings {
+            created_again: Err(BucketError::Precondition),
+            replaced_stale: Err(BucketError::Precondition),
+            replaced: written(),
+            deleted_stale: Err(BucketError::Precondition),
+            read: Ok((info, bytes)),
+            listed: Ok(Page { objects: vec![listed], prefixes, next: None }),
+            copied_onto: Err(BucketError::Precondition),
+            part: Some(Ok("part".to_owned())),
+            part_copy: Some(Ok("part".to_owned())),
+            completed_onto: Some(Err(BucketError::Precondition)),
+            renamed: Some(Ok(())),
+            key,
+            marker,
+            mark: "m".to_owned(),
+        }
+    }
+
+    #[test]
+    fn uploads_that_can_not_be_completed_are_not_begun() {
+        let store = MemoryStore::new(clock::system()).capabilities();
+        let can = Capabilities { rename_file: true, ..store };
+        let whole = || whole(&ETag("1".to_owned()));
+        assert_eq!(whole().judge(can), can);
+        for error in [BucketError::Unsupported("move"), BucketError::NotFound] {
+            let found = Findings { completed_onto: Some(Err(error)), ..whole() }.judge(can);
+            assert_eq!(found, Capabilities { multipart: false, ..can });
+        }
+        let ignored = Some(Ok(Written { etag: ETag("2".to_owned()) }));
+        let found = Findings { completed_onto: ignored, ..whole() }.judge(can);
+        assert_eq!(found, Capabilities { create_if_absent: false, ..can });
+        let renamed = Some(Err(BucketError::Invalid("no such method".to_owned())));
+        let found = Findings { renamed, ..whole() }.judge(can);
+        assert_eq!(found, Capabilities { rename_file: false, ..can });
     }
 }

@@ -33,8 +33,7 @@ impl Policy {
     }
 
     /// The wait before the next attempt, or `None` if `error` is to be handed up. `failed` counts
-    /// the
-    /// attempts so far, `left` is what remains of the bound, `random` is the jitter.
+    /// the attempts so far, `left` is what remains of the bound, `random` is the jitter.
     pub fn wait(
         &self,
         error: &BucketError,
@@ -45,7 +44,12 @@ impl Policy {
         if !error.is_transient() {
             return None;
         }
-        let wait = backoff(failed, random);
+        let mut wait = backoff(failed, random);
+        if let BucketError::Busy { after, .. } = error {
+            // Later than we may wait is as good as late: the last part is for one more attempt.
+            let last = left - left / ATTEMPTS_IN_BOUND;
+            wait = wait.max(after.saturating_add(wait.min(*after / 8))).min(last.max(wait));
+        }
         (wait < left).then_some(wait)
     }
 }
@@ -94,6 +98,23 @@ mod tests {
         }
         assert_ne!(POLICY.wait(&error, 3, left, 0), POLICY.wait(&error, 3, left, 40));
         assert!(POLICY.wait(&error, 9, left, 0) > POLICY.wait(&error, 1, left, 0));
+    }
+
+    #[test]
+    fn a_busy_store_is_left_alone_for_as_long_as_it_says_and_the_bound_allows() {
+        let busy = |seconds| {
+            let after = Duration::from_secs(seconds);
+            BucketError::Busy { why: String::new(), after }
+        };
+        let left = Duration::from_secs(100);
+        let wait = |seconds, random| POLICY.wait(&busy(seconds), 1, left, random).unwrap();
+        for random in 0..100 {
+            assert!(wait(20, random) >= Duration::from_secs(20));
+            assert!(wait(20, random) <= Duration::from_millis(20_050));
+        }
+        assert_ne!(wait(20, 0), wait(20, 20), "clients that were sent away come back apart");
+        assert!(wait(0, 7) >= Duration::from_millis(WAIT_FIRST_MS / 2));
+        assert_eq!(wait(u64::MAX / 2, 7), Duration::from_secs(75));
     }
 
     #[test]

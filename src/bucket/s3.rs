@@ -1,10 +1,9 @@
 //! The driver for S3 and what speaks it: every request raw and signed by `object_store`'s signer,
-//! which
-//! also finds credentials. Its own `list` and `Path` can't say the keys that buckets really hold.
+//! which also finds credentials. Its own `list` and `Path` can't say the keys that buckets really
+//! hold.
 //!
 //! Owns requests and their answers. Does not own retries, nor endpoints ([`endpoint`]), nor the
-//! meaning
-//! of refusals ([`answer`]).
+//! meaning of refusals ([`answer`]).
 
 mod answer;
 mod credentials;
@@ -16,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt;
 use object_store::aws::AwsAuthorizer;
 use object_store::client::{HttpRequest, HttpRequestBody};
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -35,6 +35,7 @@ use endpoint::Endpoint;
 
 const META: &str = "x-amz-meta-";
 const CHECKSUM: HeaderName = HeaderName::from_static("x-amz-checksum-crc64nvme");
+const CHECKSUM_MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");
 const CHECKSUM_KIND: HeaderName = HeaderName::from_static("x-amz-checksum-algorithm");
 const COPY_SOURCE: HeaderName = HeaderName::from_static("x-amz-copy-source");
 const COPY_RANGE: HeaderName = HeaderName::from_static("x-amz-copy-source-range");
@@ -42,6 +43,11 @@ const COPY_IF_MATCH: HeaderName = HeaderName::from_static("x-amz-copy-source-if-
 const COPY_METADATA: HeaderName = HeaderName::from_static("x-amz-metadata-directive");
 const SSE: HeaderName = HeaderName::from_static("x-amz-server-side-encryption");
 const SSE_KEY: HeaderName = HeaderName::from_static("x-amz-server-side-encryption-aws-kms-key-id");
+
+/// Up to this size an object that is read whole is compared with its CRC64NVME before a byte of it
+/// is handed on; S3 gives none for a part of one. On the slowest link that counts as one it comes
+/// within the time of an attempt.
+const CHECKED_BYTES_MAX: u64 = 4 << 20;
 
 struct S3 {
     client: Client,
@@ -195,6 +201,7 @@ impl S3 {
             return Err(BucketError::Unavailable("HTTP 400 to HEAD".to_owned()));
         }
         let region = http::text(response.headers(), "x-amz-bucket-region").map(str::to_owned);
+        let told = response.headers().clone();
         let body = http::collect(response).await.unwrap_or_default();
         let mut error = xml::error(&body).unwrap_or_default();
         if let Some(region) = region.filter(|_| status == 301) {
@@ -203,7 +210,7 @@ impl S3 {
         if let Some(credentials) = self.credentials.as_ref().filter(|_| answer::expired(&error)) {
             credentials.expire().await;
         }
-        Err(answer::error(status, &error))
+        Err(http::hold_off(answer::error(status, &error), &told))
     }
 
     /// Adds the signature to `headers`; the payload itself is not signed, TLS and the CRC guard it.
@@ -316,13 +323,22 @@ impl Store for S3 {
     ) -> Result<(ObjectInfo, Body), BucketError> {
         let mut request = Request::new(Method::GET, key);
         request.headers.insert(header::RANGE, http::range_value(&range));
+        request.headers.insert(CHECKSUM_MODE, HeaderValue::from_static("ENABLED"));
         if let Some(etag) = if_match {
             request.headers.insert(header::IF_MATCH, quoted(etag)?);
         }
         let response = self.send(request).await?;
         let info = info(response.headers())?;
         http::check_range(response.headers(), &range, info.size)?;
-        Ok((info, http::body(response)))
+        let whole = range.start == 0 && range.end >= info.size && info.size <= CHECKED_BYTES_MAX;
+        let Some(sum) = response.headers().get(CHECKSUM).filter(|_| whole).cloned() else {
+            return Ok((info, http::body(response)));
+        };
+        let bytes = http::collect(response).await?;
+        if crc64nvme(&bytes) != sum {
+            return Err(BucketError::Corrupt("a GET's body has another CRC64NVME".to_owned()));
+        }
+        Ok((info, futures::stream::iter([Ok(bytes)]).boxed()))
     }
 
     async fn put(
@@ -364,7 +380,7 @@ impl Store for S3 {
         let (headers, body) = (HeaderMap::new(), Bytes::new());
         let request = Request { method: Method::GET, key: None, query: &query, headers, body };
         let answer = self.send(request).await.map_err(|error| match error {
-            BucketError::NotFound => BucketError::Invalid("there is no such bucket".to_owned()),
+            BucketError::NotFound => answer::no_bucket(),
             error => error,
         })?;
         xml::page(&http::collect(answer).await?)

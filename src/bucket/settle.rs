@@ -9,7 +9,7 @@ use crate::bucket::error::BucketError;
 use crate::bucket::store::{Condition, Metadata, Written};
 use crate::bucket::{Bucket, Operation};
 use crate::clock::ulid;
-use crate::types::Key;
+use crate::types::{ETag, Key};
 
 /// The user metadata that tells one conditional write from another.
 pub const NONCE: &str = "trialfs-nonce";
@@ -102,8 +102,7 @@ impl Bucket {
     }
 
     /// The object at `key`, if its bytes are `body`: for stores that keep no metadata. Records
-    /// carry a
-    /// nonce of their own, so equal bytes are the same write; an empty body proves nothing.
+    /// carry a nonce of their own, so equal bytes are the same write; an empty body proves nothing.
     async fn written_as(&self, key: &Key, body: &Bytes) -> Result<Option<Written>, BucketError> {
         let length = body.len() as u64;
         if length == 0 || length > COMPARE_BYTES_MAX {
@@ -129,6 +128,14 @@ impl Bucket {
                 self.written_by(key, nonce).await?.ok_or(error)
             }
             (result, ..) => result,
+        }
+    }
+
+    /// The version of the object at `key`, if this very upload made it. 1 HEAD.
+    pub async fn made_by(&self, key: &Key, upload: &str) -> Result<Option<ETag>, BucketError> {
+        match split_upload(upload).0 {
+            Some(nonce) => Ok(self.written_by(key, nonce).await?.map(|written| written.etag)),
+            None => Ok(None),
         }
     }
 
@@ -166,8 +173,7 @@ impl Bucket {
     }
 
     /// A rename can carry no nonce. That the source is gone and the destination there is as good a
-    /// proof
-    /// as there is: the callers rename what they own.
+    /// proof as there is: the callers rename what they own.
     pub(super) async fn settle_rename(
         &self,
         from: &Key,

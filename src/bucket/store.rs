@@ -103,8 +103,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn head(&self, key: &Key) -> Result<ObjectInfo, BucketError>;
 
     /// GET of a non-empty range, which is cut at the end of the object. `if_match` pins the
-    /// version:
-    /// [`BucketError::Precondition`] if it changed. Not to be asked of an empty object.
+    /// version: [`BucketError::Precondition`] if it changed. Not to be asked of an empty object.
     async fn get(
         &self,
         key: &Key,
@@ -122,15 +121,13 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     ) -> Result<Written, BucketError>;
 
     /// DELETE; of what is not there: `Ok`, or `NotFound` where the store tells. Where directories
-    /// are
-    /// real, a marker key removes the directory and fails with [`BucketError::NotEmpty`].
+    /// are real, a marker key removes the directory and fails with [`BucketError::NotEmpty`].
     async fn delete(&self, key: &Key, if_match: Option<&ETag>) -> Result<(), BucketError>;
 
-    /// One page of a LIST below `prefix`, which is raw and ends in `/` or is empty; with
-    /// `delimiter`,
-    /// one level of it. `max` bounds the entries (at most 1000). The marker of the listed
-    /// directory is one
-    /// of its objects; where directories are real, every directory has its marker.
+    /// One page of a LIST below `prefix`, which is raw and is empty, ends in `/` or, but for
+    /// WebDAV, within a name; with `delimiter`, one level of it. `max` bounds the entries (at most
+    /// 1000). The marker of the listed directory is one of its objects; where directories are real,
+    /// every directory has its marker.
     async fn list(
         &self,
         prefix: &str,
@@ -140,9 +137,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     ) -> Result<Page, BucketError>;
 
     /// Server-side copy in one request; metadata is replaced. [`BucketError::Unsupported`] where
-    /// the
-    /// object is too large for that or the store has no copy: [`crate::bucket::Bucket`] copies by
-    /// parts.
+    /// the object is too large for that or the store has no copy: [`crate::bucket::Bucket`] copies
+    /// by parts.
     async fn copy(
         &self,
         from: &Key,

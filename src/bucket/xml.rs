@@ -65,9 +65,16 @@ struct WrittenBody {
     etag: String,
 }
 
+/// What every listing is called, in whatever namespace.
+const LIST_ROOT: &[u8] = b"ListBucketResult";
+
 /// One page of a LIST.
 pub fn page(body: &[u8]) -> Result<Page, BucketError> {
     let list: ListBody = parse(body, "listing")?;
+    if !body.windows(LIST_ROOT.len()).any(|part| part == LIST_ROOT) {
+        // Somebody's web page, which must not pass for an empty bucket.
+        return Err(BucketError::Invalid("the listing is not understood".to_owned()));
+    }
     let decode = |text: String| match list.encoding_type.as_str() {
         "url" => percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned(),
         _ => text,
@@ -154,6 +161,7 @@ mod tests {
         let cut = b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>";
         assert!(page(cut).is_err());
         assert!(page(b"<html>").is_err());
+        assert!(page(b"<html><body>Log in</body></html>").is_err());
         assert!(page(b"\xff").is_err());
     }
 

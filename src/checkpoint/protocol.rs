@@ -159,6 +159,8 @@ pub struct Work {
     pub rule: String,
     pub loss: Loss,
     pub lease_ms: u64,
+    /// The name that the directory has until it is complete, where that is another.
+    pub written_as: Option<Name>,
 }
 
 /// How far a transaction is to go.
@@ -233,6 +235,9 @@ pub enum Action {
 pub enum Publish {
     /// Complete the upload, unconditionally: at most one completion of it ever counts.
     Complete { name: RelPath, upload: Upload },
+    /// PUT of a directory's marker, if absent. Not at most once: one that is an hour late makes an
+    /// empty directory that was removed since.
+    Mark { name: RelPath },
     /// DELETE if it still is this version.
     Delete { name: RelPath, version: ETag },
 }
@@ -240,7 +245,9 @@ pub enum Publish {
 impl Publish {
     pub fn name(&self) -> &RelPath {
         match self {
-            Publish::Complete { name, .. } | Publish::Delete { name, .. } => name,
+            Publish::Complete { name, .. }
+            | Publish::Mark { name }
+            | Publish::Delete { name, .. } => name,
         }
     }
 }

@@ -39,6 +39,7 @@
 //! | `generation` | the one open when it began; it is committed in that one or a later one |
 //! | `order` | one more than the largest its writer had seen here: a later word wins a name |
 //! | `lease_ms` | after how long without a new version its owner counts as dead |
+//! | `written_as` | the directory's name until it is complete, where that is not `child` |
 //! | `rule` | the commit rule it was begun under; for people |
 //! | `loss` | `alone`: if its owner dies, others may commit without it; `poison`: they may not |
 //! | `state` | `open`, `prepared`, `torn`, `aborted`; all but the first are final |

@@ -181,6 +181,11 @@ impl Rule {
         }
     }
 
+    /// Whether its sign commits at once, and not only after a while of quiet.
+    pub fn is_immediate(&self) -> bool {
+        !matches!(&self.fires, Fires::Event { quiet, .. } if !quiet.is_zero())
+    }
+
     /// What is due of a transaction. `now` and the times in `activity` are of one monotonic clock.
     pub fn due(&self, activity: &Activity, commit_max: Duration, now: Duration) -> Due {
         if let Some(Heard { sign: Sign::Explicit, .. }) = activity.heard {

@@ -15,6 +15,11 @@ Examples:
     trialfs mount s3://my-bucket/experiments /mnt/trials
   MinIO, SeaweedFS, Ceph: keys from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY
     trialfs mount s3://my-bucket /mnt/trials --endpoint http://minio:9000
+  Google Cloud Storage, with application default credentials or those of the machine
+    trialfs mount gs://my-bucket/experiments /mnt/trials
+  Azure: the account by --azure-account or AZURE_STORAGE_ACCOUNT; a key, SAS, service principal,
+  managed identity or `az login` as Azure's tools find them
+    trialfs mount az://my-container/experiments /mnt/trials
   WebDAV; user and password from TRIALFS_WEBDAV_USER and TRIALFS_WEBDAV_PASSWORD
     trialfs mount https://dav.example.org/export /mnt/trials
   A local or NFS directory
@@ -30,9 +35,9 @@ Exit codes: 0 done; 1 the mount, the storage or the machine failed; 2 the comman
 
 /// Mounts experiment storage as an ordinary directory tree.
 ///
-/// An S3 bucket, a WebDAV export or a directory, on every node of a cluster. A file
-/// at DIR/a/b.pt is the object PREFIX/a/b.pt, readable by every other tool, and when close() has
-/// returned it is in the bucket and every other node sees it.
+/// An S3 or GCS bucket, an Azure container, a WebDAV export or a directory, on every node of a
+/// cluster. A file at DIR/a/b.pt is the object PREFIX/a/b.pt, readable by every other tool, and
+/// when close() has returned it is in the bucket and every other node sees it.
 #[derive(Debug, Parser)]
 #[command(name = "trialfs", version, after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 #[command(args_override_self = true, disable_help_subcommand = true)]
@@ -49,6 +54,9 @@ pub enum Command {
     /// Finish the uploads of the mount on DIR, then unmount it
     #[command(visible_alias = "umount", after_help = EXIT_CODES)]
     Unmount(UnmountArgs),
+    /// Commit the checkpoint directory DIR now; returns when every node sees it
+    #[command(after_help = EXIT_CODES)]
+    Commit(CommitArgs),
     /// Tell how the mount on DIR, or every mount, is doing
     #[command(after_help = EXIT_CODES)]
     Status(StatusArgs),
@@ -101,11 +109,37 @@ pub struct MountArgs {
     pub options: Vec<String>,
 
     #[command(flatten)]
+    pub checkpoints: CheckpointArgs,
+    #[command(flatten)]
     pub limits: LimitArgs,
     #[command(flatten)]
     pub store: StoreArgs,
     #[command(flatten)]
     pub log: LogArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Checkpoint directories")]
+pub struct CheckpointArgs {
+    /// One more kind of directory that appears whole or not at all: NAME:PATTERN[,KEY=VALUE...],
+    /// as mine:ckpt-<n>,sign=DONE; may be given again
+    #[arg(long, value_name = "RULE")]
+    pub rule: Vec<String>,
+    /// A file of such rules, one to a line
+    #[arg(long, value_name = "FILE")]
+    pub rules: Option<PathBuf>,
+    /// A directory is complete when it was quiet for so long, where nothing else tells
+    #[arg(long, value_name = "TIME", default_value = "250ms", value_parser = parse_duration)]
+    pub commit_idle: Duration,
+    /// One whose sign never comes is complete after so long without a write
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
+    pub commit_max: Duration,
+    /// Readers and commit records wait so long for a commit
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    pub commit_wait: Duration,
+    /// A mount that gives no sign of life for so long counts as dead
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    pub lease: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -130,7 +164,7 @@ pub struct LimitArgs {
 #[command(next_help_heading = "Store")]
 pub struct StoreArgs {
     /// Address of an S3, GCS or Azure service that is not the cloud's own
-    /// [env: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AZURE_STORAGE_ENDPOINT]
+    /// [env: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, STORAGE_EMULATOR_HOST, AZURE_STORAGE_ENDPOINT]
     #[arg(long, value_name = "URL")]
     pub endpoint: Option<String>,
     /// Region of an S3 bucket [env: AWS_REGION, AWS_DEFAULT_REGION]
@@ -160,7 +194,7 @@ pub struct StoreArgs {
     /// PEM file of certificates to trust beside the system's [env: AWS_CA_BUNDLE, SSL_CERT_FILE]
     #[arg(long, value_name = "FILE")]
     pub ca_bundle: Option<PathBuf>,
-    /// Azure storage account [env: AZURE_STORAGE_ACCOUNT]
+    /// Azure storage account [env: AZURE_STORAGE_ACCOUNT, AZURE_STORAGE_CONNECTION_STRING]
     #[arg(long, value_name = "NAME")]
     pub azure_account: Option<String>,
 }
@@ -202,6 +236,15 @@ pub struct UnmountArgs {
     /// Unmount though files are open or could not be uploaded; open ones give errors from then on
     #[arg(long, short = 'f')]
     pub force: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CommitArgs {
+    /// A checkpoint directory on a mount
+    pub dir: PathBuf,
+    /// Commit what is whole, though a process that wrote was killed or a mount is gone
+    #[arg(long)]
+    pub accept_torn: bool,
 }
 
 #[derive(Debug, Args)]

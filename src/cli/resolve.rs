@@ -6,22 +6,29 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{Location, MountConfig, Secret, StoreOptions, origin};
+use crate::bucket::azure;
+use crate::checkpoint::protocol::lease::{LEASE_MAX, LEASE_MIN};
+use crate::checkpoint::rules::{RuleError, rule_from_flag, rules_from_file};
+use crate::config::{CheckpointOptions, Location, MountConfig, Secret, StoreOptions, origin};
 use crate::mount::point::Covering;
 use crate::mount::registry::hash;
 use crate::mount::{Launch, Stay};
 
-use super::args::{Durability, LogLevel, MountArgs, StoreArgs};
+use super::args::{CheckpointArgs, Durability, LogLevel, MountArgs, StoreArgs};
 use super::location::{MountUrl, redact};
 
 pub const WEBDAV_USER_ENV: &str = "TRIALFS_WEBDAV_USER";
 pub const WEBDAV_PASSWORD_ENV: &str = "TRIALFS_WEBDAV_PASSWORD";
+/// Where Google's libraries look for an emulator: a URL, or a host and port.
+const GCS_EMULATOR_ENV: &str = "STORAGE_EMULATOR_HOST";
 
 /// What a command line means depends on who says it where.
 pub struct Surroundings<'a> {
     pub uid: u32,
     pub gid: u32,
     pub umask: u32,
+    /// What stands in the file of `--rules`.
+    pub rules: Option<String>,
     pub env: &'a dyn Fn(&str) -> Option<String>,
 }
 
@@ -71,8 +78,36 @@ pub fn resolve(
         strict: args.strict,
         io_timeout: args.io_timeout,
         passthrough: !args.no_passthrough,
+        checkpoints: checkpoint_options(&args.checkpoints, around)?,
     };
     Ok((config, launch))
+}
+
+fn checkpoint_options(
+    args: &CheckpointArgs,
+    around: &Surroundings<'_>,
+) -> Result<CheckpointOptions, String> {
+    let mut rules = args.rule.clone();
+    for rule in &rules {
+        rule_from_flag(rule, args.commit_idle).map_err(|e| format!("--rule: {e}"))?;
+    }
+    if let (Some(file), Some(text)) = (&args.rules, &around.rules) {
+        let at = |e: RuleError| format!("--rules {}: {e}", file.display());
+        rules_from_file(text, args.commit_idle).map_err(at)?;
+        let lines = text.lines().map(|line| line.split('#').next().unwrap_or("").trim());
+        rules.extend(lines.filter(|line| !line.is_empty()).map(str::to_owned));
+    }
+    let lease = args.lease.clamp(LEASE_MIN, LEASE_MAX);
+    if lease != args.lease {
+        return Err(format!("--lease: from {LEASE_MIN:?} to {LEASE_MAX:?}"));
+    }
+    Ok(CheckpointOptions {
+        rules,
+        idle: args.commit_idle,
+        max: args.commit_max,
+        wait: args.commit_wait,
+        lease,
+    })
 }
 
 fn store_options(
@@ -87,9 +122,15 @@ fn store_options(
     let given = |flag: &Option<String>, applies: bool, names: &[&str]| {
         flag.clone().or_else(|| applies.then(|| around.first(names)).flatten())
     };
-    let endpoint = match is_azure {
-        true => given(&args.endpoint, true, &["AZURE_STORAGE_ENDPOINT"]),
-        false => given(&args.endpoint, is_s3, &["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]),
+    let (azure_account, azure_endpoint) =
+        if is_azure { azure::told(around.env) } else { (None, None) };
+    let endpoint = match url.location {
+        Location::Azure { .. } => args.endpoint.clone().or(azure_endpoint),
+        Location::Gcs { .. } => {
+            let emulator = || around.first(&[GCS_EMULATOR_ENV]).map(with_scheme);
+            args.endpoint.clone().or_else(emulator)
+        }
+        _ => given(&args.endpoint, is_s3, &["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]),
     };
     if let Some(endpoint) = &endpoint {
         check_endpoint(endpoint)?;
@@ -113,11 +154,7 @@ fn store_options(
         sse_kms_key_id: args.sse_kms_key_id.clone(),
         requester_pays: args.requester_pays,
         ca_bundle: ca_bundle.map_err(|e| format!("--ca-bundle: {e}"))?,
-        azure_account: given(
-            &args.azure_account,
-            is_azure,
-            &["AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME"],
-        ),
+        azure_account: args.azure_account.clone().or(azure_account),
         webdav_user: url.user.clone().or_else(|| around.first(&[WEBDAV_USER_ENV])),
         webdav_password: password.or_else(|| around.first(&[WEBDAV_PASSWORD_ENV]).map(Secret::new)),
     })
@@ -151,6 +188,10 @@ fn refuse_foreign_flags(
         return Err("--sse-kms-key-id wants --sse aws:kms beside it".to_owned());
     }
     Ok(())
+}
+
+fn with_scheme(endpoint: String) -> String {
+    if endpoint.contains("://") { endpoint } else { format!("http://{endpoint}") }
 }
 
 fn check_endpoint(endpoint: &str) -> Result<(), String> {
@@ -208,7 +249,7 @@ mod tests {
         };
         let env =
             |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
-        let around = Surroundings { uid: 1000, gid: 100, umask: 0o027, env: &env };
+        let around = Surroundings { uid: 1000, gid: 100, umask: 0o027, rules: None, env: &env };
         resolve(&args, parse(&args.url)?, Path::new("/mnt/a"), &around)
     }
 
@@ -236,8 +277,22 @@ mod tests {
         assert_eq!(s3.store.region.as_deref(), Some("r"));
         let (flag, _) = resolved("s3://b /mnt/a --endpoint http://f:2", &env).expect("resolves");
         assert_eq!(flag.store.endpoint.as_deref(), Some("http://f:2"));
+        let azure = [("HOME", "/h"), ("AZURE_STORAGE_ACCOUNT", "me"), ("AWS_ENDPOINT_URL", "x")];
+        let (az, _) = resolved("az://c /mnt/a", &azure).expect("resolves");
+        assert_eq!((az.store.endpoint, az.store.azure_account), (None, Some("me".to_owned())));
+        let text = "AccountName=me;EndpointSuffix=core.cn;AccountKey=secret";
+        let azure = [("HOME", "/h"), ("AZURE_STORAGE_CONNECTION_STRING", text)];
+        let (other, _) = resolved("az://c /mnt/a", &azure).expect("resolves");
+        assert_eq!(other.store.endpoint.as_deref(), Some("https://me.blob.core.cn"));
+        assert_ne!(az.cache_dir, other.cache_dir);
+        assert!(!format!("{other:?}").contains("secret"));
         let (gs, _) = resolved("gs://b /mnt/a", &env).expect("resolves");
         assert_eq!((gs.store.endpoint, gs.store.region), (None, None));
+        let env = [("HOME", "/h"), ("STORAGE_EMULATOR_HOST", "127.0.0.1:9")];
+        let (gs, _) = resolved("gs://b /mnt/a", &env).expect("resolves");
+        assert_eq!(gs.store.endpoint.as_deref(), Some("http://127.0.0.1:9"));
+        let (s3, _) = resolved("s3://b /mnt/a", &env).expect("resolves");
+        assert_eq!(s3.store.endpoint, None);
     }
 
     #[test]
@@ -248,6 +303,7 @@ mod tests {
             "s3://b /mnt/a --azure-account x",
             "s3://b /mnt/a --sse-kms-key-id k",
             "s3://b /mnt/a --endpoint h:9000",
+            "gs://b /mnt/a --endpoint h:9000",
             "s3://b /mnt/a --endpoint http://k:secret@h",
             "s3://b /mnt/a --durability local",
         ] {

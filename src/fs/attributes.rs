@@ -6,6 +6,7 @@
 
 use std::time::SystemTime;
 
+use super::checkpoints::{ACCEPT_TORN, COMMIT_XATTR, Losses, STATE_XATTR};
 use super::error::Errno;
 use super::{Entry, Fs};
 use crate::types::{Ino, Kind};
@@ -111,6 +112,9 @@ impl Fs {
         file: &super::handles::OpenFile,
         size: u64,
     ) -> Result<(), Errno> {
+        if let Some(place) = self.writing_place(ino) {
+            self.begin(&place, 0).await?;
+        }
         let open = {
             let _io = file.io.lock().await;
             let writers = file.state.lock().writers;
@@ -141,8 +145,23 @@ impl Fs {
         self.record_attributes(ino);
     }
 
-    pub fn setxattr(&self, ino: Ino, name: &str, value: &[u8], how: SetMode) -> Result<(), Errno> {
+    /// Of [`COMMIT_XATTR`]: commits, and keeps nothing.
+    pub async fn setxattr(
+        &self,
+        ino: Ino,
+        name: &str,
+        value: &[u8],
+        how: SetMode,
+    ) -> Result<(), Errno> {
         self.writable()?;
+        if name == COMMIT_XATTR {
+            let accepted = value == ACCEPT_TORN;
+            let losses = if accepted { Losses::Accepted } else { Losses::Refused };
+            return self.commit_now(ino, losses).await;
+        }
+        if name == STATE_XATTR {
+            return Err(Errno::EPERM);
+        }
         if !name.starts_with("user.") {
             return Err(Errno::EOPNOTSUPP);
         }
@@ -169,6 +188,9 @@ impl Fs {
     pub async fn getxattr(&self, ino: Ino, name: &str) -> Result<Vec<u8>, Errno> {
         if !name.starts_with("user.") {
             return Err(Errno::EOPNOTSUPP);
+        }
+        if name == STATE_XATTR {
+            return Ok(self.state_of(ino).await?.as_bytes().to_vec());
         }
         self.refresh(ino).await?;
         let namespace = self.namespace.lock();
@@ -213,7 +235,11 @@ impl Fs {
             return Ok(staged);
         }
         let base = self.base_of(ino, keep)?;
-        let key = self.namespace.lock().key(ino).ok_or(Errno::ESTALE)?;
+        let place = self.writing_place(ino);
+        let key = match &place {
+            Some(place) => place.key(),
+            None => self.namespace.lock().key(ino).ok_or(Errno::ESTALE)?,
+        };
         let staged = self.writer.stage(key, base)?;
         file.state.lock().staged = Some(staged.clone());
         self.mark_staged(ino);

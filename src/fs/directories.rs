@@ -6,11 +6,14 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
+use super::checkpoints::Place;
 use super::error::Errno;
 use super::handles::{Handle, Listed, OpenDirectory, Snapshot, SnapshotEntry};
 use super::lookup::{learn_directory, learn_file, learn_listing};
+use super::records::transactions_in;
 use super::{Caller, Entry, Fs, name_of};
 use crate::bucket::{BucketError, Condition, Metadata};
+use crate::checkpoint::record::RelPath;
 use crate::namespace::Asked;
 use crate::namespace::inode::{Attributes, Presence, SeenEntry};
 use crate::namespace::listing::Listing;
@@ -28,8 +31,7 @@ pub struct DirectoryEntry {
 
 impl Fs {
     /// Lists the directory: that it is gone can only be told here, since readdir(3) takes ENOENT
-    /// for
-    /// the end.
+    /// for the end.
     pub async fn opendir(&self, ino: Ino) -> Result<u64, Errno> {
         let listing = self.list_directory(ino).await?;
         let mut namespace = self.namespace.lock();
@@ -62,19 +64,27 @@ impl Fs {
     }
 
     async fn list_directory(&self, ino: Ino) -> Result<Snapshot, Errno> {
+        self.end_dead_attempts().await?;
         let (prefix, asked) = {
             let namespace = self.namespace.lock();
             let key = namespace.key(ino).ok_or(Errno::ENOENT)?;
             (key.as_str().to_owned(), namespace.asked(self.clock.now()))
         };
-        let page = match self.bucket.list_all(&prefix, true).await {
-            Err(BucketError::NotFound) => Default::default(),
-            other => other?,
-        };
-        let mut listing = Listing::default();
-        listing.add(&prefix, page);
+        let place = self.place(ino);
+        let mut listing = self.list_page(place.as_ref(), &prefix).await?;
         if !listing.exists() && ino != Ino::ROOT {
-            self.learn_removed(ino, asked)?;
+            // Somebody may be writing it: what there is to read comes with the commit.
+            if let Some(place) = &place
+                && self.wait_for_seal(place).await?
+            {
+                listing = self.list_page(Some(place), &prefix).await?;
+            }
+            if !listing.exists() {
+                self.learn_removed(ino, asked)?;
+            }
+        }
+        if let Some(place) = &place {
+            self.hide_removed(place, &mut listing);
         }
         if listing.control {
             self.load_records(ino).await?;
@@ -100,6 +110,32 @@ impl Fs {
         drop(namespace);
         self.note_odd(odd);
         Ok(Snapshot::new(asked, Listing { entries: listing.entries, ..Listing::default() }, local))
+    }
+
+    /// One LIST; in a checkpoint directory of one commit.
+    async fn list_page(&self, place: Option<&Place>, prefix: &str) -> Result<Listing, Errno> {
+        let page = match place {
+            Some(place) => self.list_whole(place, prefix).await?,
+            None => match self.bucket.list_all(prefix, true).await {
+                Err(BucketError::NotFound) => Default::default(),
+                other => other?,
+            },
+        };
+        let mut listing = Listing::default();
+        listing.add(prefix, page);
+        Ok(listing)
+    }
+
+    /// Leaves out what a transaction of ours removes and the bucket still has.
+    fn hide_removed(&self, place: &Place, listing: &mut Listing) {
+        if !place.checkpoint.is_busy() {
+            return;
+        }
+        listing.entries.retain(|name, _| {
+            let slash = if place.rel.is_root() { "" } else { "/" };
+            let rel = RelPath::new(&format!("{}{slash}{name}", place.rel.as_str()));
+            rel.is_ok_and(|rel| !self.hides(&Place { rel, ..place.clone() }))
+        });
     }
 
     /// A directory of which the bucket has nothing: ENOENT, unless something of it is only here
@@ -154,8 +190,7 @@ impl Fs {
     }
 
     /// Whether readdirplus has all that stat would tell. Of a directory that is not known the
-    /// listing
-    /// does not tell the times: the kernel is to ask for it by itself.
+    /// listing does not tell the times: the kernel is to ask for it by itself.
     pub fn is_told(&self, parent: Ino, snapshot: &Snapshot, index: usize) -> bool {
         let Some((name, entry)) = snapshot.entries.get(index) else { return false };
         let (now, ttl) = (self.clock.now(), self.ttl());
@@ -201,8 +236,13 @@ impl Fs {
         if !marker.fits() {
             return Err(Errno::ENAMETOOLONG);
         }
+        let place = self.writing_place_of_new(parent, &name, Kind::Directory);
+        if let Some(place) = &place {
+            self.begin(place, caller.pid).await?;
+        }
         let _tree = self.tree.read().await;
-        let keeps_markers = self.bucket.capabilities().markers;
+        // In a transaction nothing shows before the commit.
+        let keeps_markers = self.bucket.capabilities().markers && place.is_none();
         if keeps_markers {
             self.create_object(&marker, bytes::Bytes::new(), &Metadata::new()).await?;
         }
@@ -219,15 +259,19 @@ impl Fs {
             namespace.touch(ino, now);
             namespace.touch_directory(parent, wall);
             let directory = namespace.directory_mut(ino).ok_or(Errno::ESTALE)?;
-            directory.marker = Presence::Present;
+            directory.marker = if place.is_none() { Presence::Present } else { Presence::Absent };
             directory.control = Presence::Absent;
             directory.own_loaded = true;
             if let Some(inode) = namespace.get_mut(ino) {
                 // Without markers an empty directory is this node's alone.
+                // So is one in a transaction.
                 inode.staged = !keeps_markers;
             }
             ino
         };
+        if let Some(place) = place.filter(|place| place.rel.is_root()) {
+            self.root_is(&place.checkpoint, ino);
+        }
         self.record_attributes(ino);
         self.entry(ino)
     }
@@ -240,7 +284,14 @@ impl Fs {
         if self.namespace.lock().get(ino).is_none_or(|inode| inode.kind != Kind::Directory) {
             return Err(Errno::ENOTDIR);
         }
+        let place = self.place(ino);
+        if let Some(place) = &place {
+            self.refuse_undecided(place).await?;
+        }
         self.remove_empty(ino).await?;
+        if let Some(place) = place.filter(|place| place.rel.is_root()) {
+            self.withdraw(&place.checkpoint).await?;
+        }
         self.keep_directory(parent).await?;
         let wall = self.wall();
         {
@@ -271,6 +322,9 @@ impl Fs {
         };
         let mut listing = Listing::default();
         listing.add(key.as_str(), page);
+        if let Some(place) = self.place(ino) {
+            self.hide_removed(&place, &mut listing);
+        }
         if !listing.entries.is_empty() || !listing.odd.is_empty() {
             return Err(Errno::ENOTEMPTY);
         }
@@ -292,6 +346,11 @@ impl Fs {
         if page.objects.is_empty() {
             return Ok(());
         }
+        for child in transactions_in(&page.objects, control.as_str()) {
+            if self.is_undecided(directory, &child).await? {
+                return Err(BucketError::NotEmpty);
+            }
+        }
         for object in page.objects.iter().filter(|object| !object.key.is_marker()) {
             self.delete(&object.key).await?;
         }
@@ -303,7 +362,9 @@ impl Fs {
         let key = {
             let namespace = self.namespace.lock();
             let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
-            if ino == Ino::ROOT || inode.directory.marker == Presence::Present {
+            // One that only this node has needs nothing to be kept by.
+            let local = inode.staged || inode.directory.marker == Presence::Present;
+            if ino == Ino::ROOT || local {
                 return Ok(());
             }
             namespace.key(ino).ok_or(Errno::ESTALE)?

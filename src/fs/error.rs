@@ -1,8 +1,7 @@
 //! The one errno table: what a failure below becomes for the program above.
 //!
 //! A storage failure is never EPERM or EACCES (Lightning, for one, takes those for success and
-//! keeps
-//! a stale checkpoint), and a timeout or 5xx is never ENOENT.
+//! keeps a stale checkpoint), and a timeout or 5xx is never ENOENT.
 
 use crate::bucket::BucketError;
 use crate::read::ReadError;
@@ -22,6 +21,7 @@ macro_rules! errnos {
 
 errnos!(
     EBADF,
+    EBUSY,
     EDQUOT,
     EEXIST,
     EILSEQ,
@@ -40,6 +40,7 @@ errnos!(
     ERANGE,
     EROFS,
     ESTALE,
+    EXDEV,
     ETIMEDOUT
 );
 
@@ -52,7 +53,7 @@ impl From<BucketError> for Errno {
             BucketError::NoSpace(_) => Self::ENOSPC,
             BucketError::Quota(_) => Self::EDQUOT,
             BucketError::TimedOut(_) => Self::ETIMEDOUT,
-            BucketError::Unavailable(_) => Self::EIO,
+            BucketError::Unavailable(_) | BucketError::Busy { .. } => Self::EIO,
             BucketError::Unsupported(_) => Self::EOPNOTSUPP,
             BucketError::NotEmpty => Self::ENOTEMPTY,
             BucketError::WrongKind => Self::ENOTDIR,

@@ -9,14 +9,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::checkpoints::Place;
+use super::checkpoints::commit::Root;
 use super::error::Errno;
 use super::handles::{FileHandle, Handle, IoMode, OpenFile};
 use super::lookup::SMALL_BYTES_MAX;
 use super::{Caller, Entry, Fs};
-use crate::bucket::{Condition, Metadata};
+use crate::bucket::Metadata;
 use crate::read::Version;
 use crate::types::{Ino, Kind};
-use crate::write::{Base, Staged, Uploaded};
+use crate::write::{Base, Staged};
 
 /// Up to this size an existing file that is opened for writing is fetched whole at once, so that
 /// the kernel can pass through; a larger one is fetched where it is touched. One part.
@@ -64,10 +66,13 @@ impl Access {
 }
 
 impl Fs {
-    pub async fn open(&self, ino: Ino, flags: i32) -> Result<Opened, Errno> {
+    pub async fn open(&self, ino: Ino, flags: i32, thread: u32) -> Result<Opened, Errno> {
         let access = Access::of(flags);
         if access.write {
             self.writable()?;
+            if let Some(place) = self.writing_place(ino) {
+                self.begin(&place, thread).await?;
+            }
         }
         let file = self.handles.shared(ino);
         let result = self.open_shared(ino, &file, access).await;
@@ -83,7 +88,7 @@ impl Fs {
         access: Access,
     ) -> Result<Opened, Errno> {
         if let Some(failed) = file.state.lock().failed.filter(|_| !access.truncate) {
-            return Err(failed);
+            return Err(failed.errno);
         }
         if access.write {
             let _io = file.io.lock().await;
@@ -191,9 +196,15 @@ impl Fs {
         caller: Caller,
     ) -> Result<(Entry, Opened), Errno> {
         let (name, key) = self.new_name(parent, name)?;
+        let place = self.writing_place_of_new(parent, &name, Kind::File);
+        if let Some(place) = &place {
+            self.begin(place, caller.pid).await?;
+        }
+        let key = place.as_ref().map_or(key, Place::key);
         let _tree = self.tree.read().await;
         let mut base = None;
-        if flags & libc::O_EXCL != 0 {
+        // In a transaction nothing shows before the commit: exclusive is, who is first here.
+        if flags & libc::O_EXCL != 0 && place.is_none() {
             let etag = self.create_object(&key, Bytes::new(), &Metadata::new()).await?;
             base = Some(Base { key: key.clone(), etag, size: 0 });
         }
@@ -331,6 +342,7 @@ impl Fs {
 
     /// fsync(2) of a directory: its names are in the bucket already.
     pub async fn fsyncdir(&self, ino: Ino) -> Result<(), Errno> {
+        self.fsync_commits(ino).await?;
         self.flush_record(ino).await
     }
 
@@ -348,6 +360,7 @@ impl Fs {
         };
         if last_writer {
             self.last_writer_gone(&open).await;
+            self.writer_is_gone_from(open.ino);
         }
         let io = open.file.io.lock().await;
         self.settle(open.ino, &open.file);
@@ -367,12 +380,19 @@ impl Fs {
         if open.file.state.lock().torn {
             return self.tear(open.ino, &open.file).await;
         }
+        let _tree = self.tree.read().await;
+        let _io = open.file.io.lock().await;
+        // Somebody may have opened it since, and emptied it: what that makes of it is published at
+        // its own close.
+        if open.file.state.lock().writers > 0 {
+            return;
+        }
         let staged = open.file.state.lock().staged.clone();
         let checked = match staged {
             Some(staged) => staged.recheck().await.map_err(Errno::from),
             None => Ok(()),
         };
-        let synced = self.sync(open.ino, &open.file).await;
+        let synced = self.sync_locked(open.ino, &open.file).await;
         if let Err(error) = checked.and(synced) {
             tracing::error!(ino = open.ino.0, %error, "not uploaded at its release");
         }
@@ -380,6 +400,21 @@ impl Fs {
 
     /// What a killed process left of a file goes to the quarantine; the file is what it was before.
     async fn tear(&self, ino: Ino, file: &OpenFile) {
+        if let Some(place) = self.writing_place(ino) {
+            let staged = {
+                let mut state = file.state.lock();
+                state.torn = false;
+                state.staged.clone()
+            };
+            // A killed child that had inherited the descriptor tears nothing that was closed well.
+            if staged.is_none_or(|staged| staged.is_prepared() || !staged.is_dirty()) {
+                return;
+            }
+            if let Err(error) = self.tear_transaction(&place.checkpoint, Root::Goes).await {
+                tracing::warn!(ino = ino.0, %error, "others will see by its lease that it is torn");
+            }
+            return;
+        }
         let _io = file.io.lock().await;
         let mut namespace = self.namespace.lock();
         let mut state = file.state.lock();
@@ -396,65 +431,6 @@ impl Fs {
             namespace.detach(ino);
             namespace.touch_directory(parent, self.wall());
         }
-    }
-
-    /// Uploads what is dirty. A failure sticks until an upload of the file succeeds.
-    pub(super) async fn sync(&self, ino: Ino, file: &OpenFile) -> Result<(), Errno> {
-        let _tree = self.tree.read().await;
-        let _io = file.io.lock().await;
-        self.sync_locked(ino, file).await
-    }
-
-    /// The same; the caller holds `tree` and the inode's `io`.
-    pub(super) async fn sync_locked(&self, ino: Ino, file: &OpenFile) -> Result<(), Errno> {
-        let Some(staged) = file.state.lock().staged.clone() else { return Ok(()) };
-        // What rests from an earlier write may be older than what the bucket has now.
-        if !self.is_to_upload(ino) {
-            return Ok(());
-        }
-        let Some(key) = self.namespace.lock().key(ino) else { return Ok(()) };
-        staged.set_key(key);
-        if !staged.is_dirty() {
-            return Ok(());
-        }
-        if file.state.lock().short {
-            file.state.lock().failed = Some(Errno::ENOSPC);
-            return Err(Errno::ENOSPC);
-        }
-        match staged.upload(&Condition::Always).await {
-            Ok(uploaded) => {
-                file.state.lock().failed = None;
-                self.uploaded(ino, &staged, uploaded);
-                Ok(())
-            }
-            Err(error) => {
-                tracing::error!(ino = ino.0, %error, "an upload failed");
-                let errno = Errno::from(error);
-                file.state.lock().failed = Some(errno);
-                Err(errno)
-            }
-        }
-    }
-
-    fn uploaded(&self, ino: Ino, staged: &Staged, uploaded: Uploaded) {
-        let mut namespace = self.namespace.lock();
-        let replaced = namespace.get(ino).is_some_and(|inode| inode.object.is_some());
-        let key = namespace.key(ino);
-        let Some(inode) = namespace.get_mut(ino) else { return };
-        inode.object = Some(uploaded.etag);
-        inode.size = uploaded.size;
-        let held = staged.modified().ok().is_some_and(|now| inode.times_staged == Some(now));
-        if !held {
-            inode.attributes.mtime = uploaded.modified;
-            inode.attributes.ctime = inode.attributes.ctime.max(uploaded.modified);
-            inode.times_set = false;
-        }
-        namespace.touch(ino, self.clock.now());
-        drop(namespace);
-        if let Some(key) = key.filter(|_| replaced) {
-            self.reader.forget(&key);
-        }
-        self.record_attributes(ino);
     }
 
     /// What the inode's times say holds while the staged file is not written: fetching is no write.
@@ -480,7 +456,9 @@ impl Fs {
         };
         if !inode.linked {
             if state.handles() == 0 {
-                staged.discard();
+                if !state.lost {
+                    staged.discard();
+                }
                 state.staged = None;
                 inode.staged = false;
             }

@@ -18,7 +18,7 @@ use crate::namespace::listing::Listing;
 use crate::namespace::{Asked, inode::SeenEntry};
 use crate::read::{ReadHandle, Version};
 use crate::types::{Ino, Name};
-use crate::write::Staged;
+use crate::write::{Staged, Stamp};
 
 /// How the kernel does the I/O of a handle.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,8 +57,18 @@ pub struct OpenState {
     /// The staging disk was full when the file was closed after writes that only the kernel saw:
     /// some of them may have failed. Nothing of it is published until it is emptied or removed.
     pub short: bool,
-    /// A failed upload: sticks until the file is written again.
-    pub failed: Option<Errno>,
+    /// It was part of a transaction that is lost: its bytes go to the quarantine.
+    pub lost: bool,
+    /// A failed upload: sticks until the file is written again, and that is uploaded.
+    pub failed: Option<Failure>,
+}
+
+/// An upload that failed.
+#[derive(Clone, Copy, Debug)]
+pub struct Failure {
+    pub errno: Errno,
+    /// The file as it was then: once it is written, an upload is worth another try.
+    pub stamp: Option<Stamp>,
 }
 
 impl OpenState {
@@ -72,6 +82,22 @@ impl OpenState {
             IoMode::Direct => &mut self.direct,
             IoMode::Passthrough => &mut self.passthrough,
         }
+    }
+
+    /// Notes a failure, which sticks to the content as it is now.
+    pub fn fail(&mut self, errno: Errno) {
+        let stamp = self.staged.as_ref().map(|staged| staged.stamp());
+        self.failed = Some(Failure { errno, stamp });
+    }
+
+    /// The failure that close, fsync and rename repeat: of a file that was not written since.
+    pub fn stuck(&self) -> Option<Errno> {
+        let failed = self.failed?;
+        let written = match (&self.staged, &failed.stamp) {
+            (Some(staged), Some(stamp)) => staged.is_written_since(stamp),
+            _ => false,
+        };
+        (!written).then_some(failed.errno)
     }
 
     /// The mode the next handle must have. `may_pass`: the kernel, the options and the file's mode

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::checkpoints::{Place, Settled};
 use super::error::Errno;
 use super::{Entry, Fs, Stat, name_of};
 use crate::bucket::{BucketError, ObjectInfo};
@@ -24,8 +25,7 @@ use crate::types::{ETag, Ino, Key, Kind, Name};
 /// User metadata that says what a small object stands for: a symlink, a FIFO ...
 pub(super) const KIND_METADATA: &str = "trialfs-kind";
 /// A file up to this size comes whole with the answer at its open, in bytes: as much as a round
-/// trip
-/// takes to transfer.
+/// trip takes to transfer.
 pub(super) const SMALL_BYTES_MAX: u64 = 128 << 10;
 /// How often a name is asked for that changes here while it is.
 const ASKS_MAX: usize = 8;
@@ -94,6 +94,9 @@ impl Fs {
         let (now, ttl) = (self.clock.now(), self.ttl());
         if let Some(child) = namespace.child(parent, name) {
             let ino = child.ino;
+            if child.kind == Kind::Symlink && !child.staged {
+                return None; // an open goes through it: where it leads is asked each time
+            }
             if namespace.is_fresh(ino, now, ttl) {
                 return Some(ino);
             }
@@ -108,12 +111,12 @@ impl Fs {
             return None;
         };
         let asked = seen.asked;
-        learn_file(&mut namespace, parent, name, &remote, asked).map(|learnt| learnt.ino)
+        let ino = learn_file(&mut namespace, parent, name, &remote, asked)?.ino;
+        namespace.get(ino).filter(|inode| inode.kind != Kind::Symlink).map(|inode| inode.ino)
     }
 
     /// The root is never looked up, so nothing refreshes what is known of it: one LIST does, once
-    /// its
-    /// time is up, and answers for most of its names as well. `None`: ask for the name itself.
+    /// its time is up, and answers for most of its names as well. `None`: ask for the name itself.
     async fn ask_root(&self, name: &Name) -> Result<Option<Option<Ino>>, Errno> {
         let asked = {
             let namespace = self.namespace.lock();
@@ -166,7 +169,9 @@ impl Fs {
 
     /// `None`: the name went or came here meanwhile, so that the answer is void.
     async fn ask_once(&self, parent: Ino, name: &Name) -> Result<Option<Option<Ino>>, Errno> {
+        let place = self.place_of_new(parent, name, Kind::Directory);
         if parent == Ino::ROOT
+            && place.is_none()
             && let Some(found) = self.ask_root(name).await?
         {
             return Ok(Some(found));
@@ -179,9 +184,16 @@ impl Fs {
         };
         let records =
             async { if stale_records { self.load_records(parent).await } else { Ok(()) } };
-        let (found, records) = tokio::join!(self.find(&key, known), records);
+        let settling = self.settle_if_any(place.as_ref());
+        let (found, records, settled) = tokio::join!(self.find(&key, known), records, settling);
         records?;
-        let found = found?;
+        let mut found = found?;
+        if settled? == Settled::Now {
+            found = self.find(&key, known).await?;
+        }
+        if let Some(place) = &place {
+            found = self.found_in(place, found).await;
+        }
         let mut namespace = self.namespace.lock();
         let learnt = match found {
             Found::File(remote) => learn_file(&mut namespace, parent, name, &remote, asked),
@@ -201,6 +213,24 @@ impl Fs {
             }
         };
         Ok(learnt.map(|learnt| Some(learnt.ino)))
+    }
+
+    async fn settle_if_any(&self, place: Option<&Place>) -> Result<Settled, Errno> {
+        match place {
+            Some(place) => self.settle_sealed(place).await,
+            None => Ok(Settled::Already),
+        }
+    }
+
+    /// What a name in a checkpoint directory is to this node, of what the bucket has.
+    async fn found_in(&self, place: &Place, found: Found) -> Found {
+        match found {
+            Found::Nothing if place.rel.is_root() && self.is_nameable(place).await => {
+                Found::Directory(Listing::default(), true)
+            }
+            Found::File(_) if self.hides(place) => Found::Nothing,
+            found => found,
+        }
     }
 
     fn records_stale(&self, namespace: &Namespace, directory: Ino) -> bool {
@@ -285,7 +315,7 @@ impl Fs {
         Ok(content.into_inner())
     }
 
-    async fn revalidate_by<F>(&self, ino: Ino, ask: impl FnOnce(Key) -> F) -> Result<Stat, Errno>
+    async fn revalidate_by<F>(&self, ino: Ino, ask: impl Fn(Key) -> F) -> Result<Stat, Errno>
     where
         F: Future<Output = Result<Found, BucketError>>,
     {
@@ -296,7 +326,13 @@ impl Fs {
             let key = namespace.key(ino).ok_or(Errno::ESTALE)?;
             (inode.parent, name, key, namespace.asked(self.clock.now()))
         };
-        let learnt = match ask(key).await? {
+        let place = self.place(ino);
+        let (mut found, settled) =
+            tokio::join!(ask(key.clone()), self.settle_if_any(place.as_ref()));
+        if settled? == Settled::Now {
+            found = ask(key).await;
+        }
+        let learnt = match found? {
             Found::File(remote) => {
                 let mut namespace = self.namespace.lock();
                 learn_file(&mut namespace, parent, &name, &remote, asked)

@@ -7,12 +7,14 @@ use std::ffi::OsStr;
 
 use bytes::Bytes;
 
+use super::checkpoints::Place;
 use super::error::Errno;
 use super::handles::OpenFile;
 use super::lookup::KIND_METADATA;
 use super::{Caller, Entry, Fs, name_of};
 use crate::bucket::{BucketError, Condition, Metadata};
-use crate::types::{ETag, Ino, Key, Kind};
+use crate::namespace::inode::Attributes;
+use crate::types::{ETag, Ino, Key, Kind, Name};
 
 /// The longest target of a symlink, as Linux has it, in bytes.
 const TARGET_BYTES_MAX: u64 = 4095;
@@ -40,17 +42,20 @@ impl Fs {
             if inode.kind == Kind::Directory {
                 return Err(Errno::EISDIR);
             }
-            (namespace.key(ino).ok_or(Errno::ENOENT)?, inode.object.is_some())
+            (namespace.key(ino).ok_or(Errno::ENOENT)?, inode.object.clone())
         };
+        let place = self.place(ino);
         self.preserve(ino, file).await?;
+        self.complete_copies(|source| *source == key).await;
         let staged = file.state.lock().staged.clone();
         if let Some(staged) = staged {
             staged.discard();
             staged.settled().await; // what was on its way arrives before the DELETE, or never
         }
-        let removed = match in_bucket {
-            true => self.remove_object(parent, &key).await,
-            false => Ok(()),
+        let removed = match (place, in_bucket) {
+            (Some(place), version) => self.unlink_in(parent, &key, &place, version).await,
+            (None, Some(_)) => self.remove_object(parent, &key).await,
+            (None, None) => Ok(()),
         };
         self.forget_content(ino, file, &key);
         removed?;
@@ -59,6 +64,21 @@ impl Fs {
         namespace.detach(ino);
         namespace.touch_directory(parent, wall);
         Ok(())
+    }
+
+    /// In a checkpoint directory: out of its transaction, or of the bucket.
+    async fn unlink_in(
+        &self,
+        parent: Ino,
+        key: &Key,
+        place: &Place,
+        version: Option<ETag>,
+    ) -> Result<(), Errno> {
+        if self.remove_in_transaction(place, version.clone()).await? {
+            return Ok(());
+        }
+        self.keep_directory(parent).await?;
+        Ok(self.remove_published(place, key, version).await?)
     }
 
     async fn remove_object(&self, parent: Ino, key: &Key) -> Result<(), Errno> {
@@ -181,6 +201,12 @@ impl Fs {
         caller: Caller,
     ) -> Result<Ino, Errno> {
         let (name, key) = self.new_name(parent, name)?;
+        if let Some(place) = self.writing_place_of_new(parent, &name, kind) {
+            let mut attributes = self.new_attributes(parent, kind, mode, caller);
+            attributes.rdev = rdev;
+            self.begin(&place, caller.pid).await?;
+            return self.make_in(parent, &name, &place, kind, attributes, body).await;
+        }
         let tree = self.tree.read().await;
         let metadata = kind_metadata(kind);
         let body = Bytes::copy_from_slice(body.as_bytes());
@@ -207,6 +233,40 @@ impl Fs {
             // Other nodes' listings can't tell it from a file without the record.
             self.flush_record(parent).await?;
         }
+        Ok(ino)
+    }
+
+    /// The same in a transaction: it exists on this node at once, for others from the commit on.
+    async fn make_in(
+        &self,
+        parent: Ino,
+        name: &Name,
+        place: &Place,
+        kind: Kind,
+        attributes: Attributes,
+        body: &str,
+    ) -> Result<Ino, Errno> {
+        let _tree = self.tree.read().await;
+        let staged = self.writer.stage(place.key(), None)?;
+        staged.set_metadata(kind_metadata(kind));
+        staged.write(0, body.as_bytes()).await?;
+        let ino = {
+            let mut namespace = self.namespace.lock();
+            if let Some(old) = namespace.child(parent, name).map(|child| child.ino) {
+                namespace.detach(old);
+            }
+            let ino = namespace.insert(parent, name, kind, attributes).ok_or(Errno::ENOENT)?;
+            let inode = namespace.get_mut(ino).ok_or(Errno::ESTALE)?;
+            inode.size = body.len() as u64;
+            inode.staged = true;
+            namespace.touch(ino, self.clock.now());
+            namespace.touch_directory(parent, self.wall());
+            ino
+        };
+        let file = self.handles.shared(ino);
+        file.state.lock().staged = Some(staged);
+        let _io = file.io.lock().await;
+        self.prepare_file(place, ino, &file).await?;
         Ok(ino)
     }
 

@@ -3,7 +3,7 @@
 //! Cost: loading is 1 LIST and a GET per record whose ETag is new; flushing is 1 LIST and 1 PUT for
 //! all the changes of a directory that came within [`FLUSH_DELAY`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use futures::StreamExt;
 use super::Fs;
 use super::error::Errno;
 use crate::bucket::{BucketError, Condition, ListedObject, Metadata};
+use crate::checkpoint::record::RecordKey;
 use crate::namespace::attrs::{
     AttrsRecord, RECORD_BYTES_MAX, RECORD_PREFIX, Recorded, nanos, record_key,
 };
@@ -51,6 +52,13 @@ pub(super) async fn flush_now_and_then(fs: Weak<Fs>) {
     }
 }
 
+/// The children that have transactions, as their names stand in keys.
+pub(super) fn transactions_in(objects: &[ListedObject], control: &str) -> HashSet<String> {
+    let records = objects.iter().filter_map(|object| object.key.as_str().strip_prefix(control));
+    let keys = records.filter_map(RecordKey::parse);
+    keys.map(|key| key.child.as_str().to_owned()).collect()
+}
+
 impl Fs {
     /// Loads the records of a directory that are new.
     pub(super) async fn load_records(&self, directory: Ino) -> Result<(), BucketError> {
@@ -63,6 +71,7 @@ impl Fs {
         let start = format!("{prefix}{CONTROL_DIR}/{RECORD_PREFIX}");
         let is_record = |object: &ListedObject| object.key.as_str().starts_with(&start);
         let (mut records, mut wanted) = (Vec::new(), Vec::new());
+        let transactions = transactions_in(&page.objects, &format!("{prefix}{CONTROL_DIR}/"));
         for object in page.objects.into_iter().filter(is_record) {
             let key = object.key.as_str().to_owned();
             match have.iter().find(|r| r.key == key && r.etag == object.etag) {
@@ -85,6 +94,7 @@ impl Fs {
         if let Some(directory) = self.namespace.lock().directory_mut(directory) {
             directory.control = if present { Presence::Present } else { Presence::Absent };
             directory.records = records;
+            directory.transactions = transactions;
             directory.records_checked = Some(checked);
             directory.own_loaded = true;
             for (name, entry) in own.iter().flat_map(|record| &record.entries) {
@@ -175,8 +185,7 @@ impl Fs {
     }
 
     /// Notes the mtime of every directory that changed. Apart from [`Fs::record_attributes`] and
-    /// much
-    /// more seldom: directories change with every file, and a listing tells their times to a
+    /// much more seldom: directories change with every file, and a listing tells their times to a
     /// second.
     pub(super) fn record_directory_times(&self) {
         let changed: Vec<Ino> = {

@@ -123,8 +123,8 @@ impl Fs {
             None => _first = Some(file.io.lock().await),
         }
         let plan = self.with_keys(plan)?;
-        if let Some(failed) = file.state.lock().failed {
-            return Err(failed);
+        if let Some(errno) = file.state.lock().stuck() {
+            return Err(errno);
         }
         if let Some((ino, other)) = target {
             if self.kind_of(*ino)? == Kind::Directory {
@@ -132,14 +132,23 @@ impl Fs {
             }
             self.preserve(*ino, other).await?;
         }
-        let etag = self.move_file(&plan, file).await?;
+        self.complete_copies(|source| *source == plan.from || *source == plan.to).await;
+        let from = self.place(plan.ino);
+        let to = self.writing_place_of_new(plan.to_parent, &plan.to_name, Kind::File);
+        let etag = match (&from, &to) {
+            (None, None) => Some(self.move_file(&plan, file).await?),
+            _ => {
+                let (from, to) = ((&plan.from, from.as_ref()), (&plan.to, to.as_ref()));
+                self.move_in_transaction(plan.ino, file, from, to).await?
+            }
+        };
         if let Some((ino, other)) = target {
             self.forget_content(*ino, other, &plan.to);
         }
         self.reader.forget(&plan.from);
         self.moved(&plan);
         if let Some(inode) = self.namespace.lock().get_mut(plan.ino) {
-            inode.object = Some(etag);
+            inode.object = etag;
         }
         self.record_attributes(plan.ino);
         Ok(())
@@ -168,6 +177,7 @@ impl Fs {
                     self.keep_directory(plan.from_parent).await?;
                     self.delete(&plan.from).await?;
                 }
+                file.state.lock().failed = None;
                 return Ok(uploaded.etag);
             }
         }
@@ -233,7 +243,17 @@ impl Fs {
             }
             self.remove_empty(target).await?;
         }
+        self.settle_below(plan.ino).await?;
+        if let Some(from) = self.place(plan.ino) {
+            let to = self.place_of_new(plan.to_parent, &plan.to_name, Kind::Directory);
+            if self.move_directory_in_transaction(plan.ino, &from, to.as_ref()).await? {
+                self.moved(&plan);
+                let Some(to) = to else { return Ok(()) };
+                return self.directory_renamed(plan.ino, &from, &to).await;
+            }
+        }
         self.complete_below(plan.ino).await?;
+        self.complete_copies(|source| source.as_str().starts_with(plan.from.as_str())).await;
         self.keep_directory(plan.from_parent).await?;
         if self.bucket.capabilities().rename_directory {
             self.bucket.rename(&plan.from, &plan.to, &Condition::Always).await?;
@@ -285,6 +305,7 @@ impl Fs {
     async fn move_keys(&self, plan: &Move) -> Result<(), Errno> {
         let (from, to) = (plan.from.as_str(), plan.to.as_str());
         let objects = self.bucket.list_all(from, false).await?.objects;
+        self.refuse_moving_undecided(&objects).await?;
         let moves: Vec<(ListedObject, Key)> = objects
             .into_iter()
             .map(|object| {
@@ -305,18 +326,25 @@ impl Fs {
         // From here on the new name has it all: only the old one is left to clear.
         self.moved(plan);
         self.learn_etags(plan.ino, &etags);
-        self.delete_below(moves.into_iter().map(|(object, _)| object.key).collect()).await
+        let keys = moves.into_iter().map(|(object, _)| object.key).collect();
+        self.delete_below(&plan.from, keys).await
     }
 
     /// Files first, then directories from the deepest up: a store that lists an emptied prefix goes
     /// on to do so until its own key is deleted last.
-    async fn delete_below(&self, keys: Vec<Key>) -> Result<(), Errno> {
+    async fn delete_below(&self, from: &Key, keys: Vec<Key>) -> Result<(), Errno> {
         let control = format!("/{CONTROL_DIR}/");
         let control_of = |key: &Key| {
             let end = key.as_str().rfind(&control)? + control.len();
             Some(Key::new(&key.as_str()[..end]))
         };
         let mut directories: BTreeSet<Key> = keys.iter().filter_map(control_of).collect();
+        // Implied ones as well: such a store lists those, too.
+        for key in &keys {
+            let below = key.as_str().match_indices('/').map(|(at, _)| &key.as_str()[..=at]);
+            let below = below.filter(|directory| directory.starts_with(from.as_str()));
+            directories.extend(below.map(Key::new));
+        }
         let (markers, files): (Vec<Key>, Vec<Key>) = keys.into_iter().partition(Key::is_marker);
         directories.extend(markers);
         self.delete_all(files.into_iter()).await?;

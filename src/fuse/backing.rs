@@ -4,16 +4,50 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use fuser::BackingId;
+use fuser::{BackingId, FileHandle, Generation, ReplyCreate, ReplyOpen};
 use parking_lot::Mutex;
 
-use crate::fs::{Fs, IoMode, Opened};
+use super::convert::{attr, open_flags};
+use crate::fs::{Entry, Fs, IoMode, Opened};
 
 /// Inode -> its registration, and how many handles use it.
 pub(super) type Backings = Arc<Mutex<HashMap<u64, (Arc<BackingId>, u32)>>>;
 
+pub(super) fn reply_opened(
+    fs: &Fs,
+    backings: &Backings,
+    ino: u64,
+    mut opened: Opened,
+    reply: ReplyOpen,
+) {
+    let register = |file: &std::fs::File| reply.open_backing(file);
+    let backing = back(fs, backings, ino, &mut opened, register);
+    let (handle, flags) = (FileHandle(opened.handle), open_flags(&opened));
+    match backing {
+        Some(id) => reply.opened_passthrough(handle, flags, &id),
+        None => reply.opened(handle, flags),
+    }
+}
+
+pub(super) fn reply_created(
+    fs: &Fs,
+    backings: &Backings,
+    entry: &Entry,
+    mut opened: Opened,
+    reply: ReplyCreate,
+) {
+    let register = |file: &std::fs::File| reply.open_backing(file);
+    let backing = back(fs, backings, entry.stat.ino.0, &mut opened, register);
+    let (handle, flags) = (FileHandle(opened.handle), open_flags(&opened));
+    let (ttl, attr, generation) = (entry.ttl, attr(&entry.stat), Generation(0));
+    match backing {
+        Some(id) => reply.created_passthrough(&ttl, &attr, generation, handle, flags, &id),
+        None => reply.created(&ttl, &attr, generation, handle, flags),
+    }
+}
+
 /// The registration to pass through to; `None` if the kernel would not, and the handle is direct.
-pub(super) fn back(
+fn back(
     fs: &Fs,
     backings: &Backings,
     ino: u64,

@@ -2,12 +2,11 @@
 //!
 //! Owns no state. The only place that maps kinds, attributes and errors to the FUSE library's.
 
-use std::future::Future;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
     FileAttr, FileType, FopenFlags, Generation, INodeNo, InitFlags, ReplyAttr, ReplyEmpty,
-    ReplyEntry, ReplyXattr, Request, TimeOrNow,
+    ReplyEntry, ReplyWrite, ReplyXattr, Request, TimeOrNow,
 };
 
 use crate::fs::error::Errno;
@@ -28,14 +27,6 @@ pub(super) const CAPABILITIES: [InitFlags; 8] = [
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     InitFlags::FUSE_CACHE_SYMLINKS,
 ];
-
-/// An operation that is ETIMEDOUT when it takes too long.
-pub(super) async fn bounded<T>(
-    deadline: Duration,
-    operation: impl Future<Output = Result<T, Errno>>,
-) -> Result<T, Errno> {
-    tokio::time::timeout(deadline, operation).await.unwrap_or(Err(Errno::ETIMEDOUT))
-}
 
 pub(super) fn errno(error: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(error.0)
@@ -95,6 +86,13 @@ pub(super) fn reply_attr(reply: ReplyAttr, result: Result<Entry, Errno>) {
 pub(super) fn reply_empty(reply: ReplyEmpty, result: Result<(), Errno>) {
     match result {
         Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub(super) fn reply_written(reply: ReplyWrite, result: Result<u32, Errno>) {
+    match result {
+        Ok(bytes) => reply.written(bytes),
         Err(error) => reply.error(errno(error)),
     }
 }

@@ -14,9 +14,11 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use crate::bucket::{self, Bucket, BucketError, Capabilities, ReadOnly};
+use crate::checkpoint::rules;
 use crate::clock::Clock;
 use crate::config::{Location, MountConfig};
-use crate::fs::{Fs, FsConfig};
+use crate::fs::checkpoints::can_commit;
+use crate::fs::{CheckpointConfig, Fs, FsConfig};
 use crate::fuse::{self, Serving};
 use crate::read::{self, ReadConfig, Reader};
 use crate::write::{self, WriteConfig, Writer};
@@ -58,6 +60,7 @@ pub async fn assemble(
     let (bucket, mut warnings) =
         reached.map_err(|_| anyhow!("{}: no answer within {PROBE_S_MAX:?}", config.url))??;
     let capabilities = bucket.capabilities();
+    cache.claim()?;
     let in_cache = |name: &str| cache.path().join(name);
 
     let reader =
@@ -74,6 +77,13 @@ pub async fn assemble(
              {dir}/quarantine"
         ));
     }
+    if !can_commit(&capabilities) {
+        warnings.push(
+            "the store lacks conditional writes or uploads by parts: checkpoint directories are \
+             seen by other nodes file by file, while they are written"
+                .to_owned(),
+        );
+    }
     let scratch_dir = in_cache("scratch");
     std::fs::create_dir_all(&scratch_dir).with_context(|| unusable(cache.path()))?;
     let fs_config = FsConfig {
@@ -86,6 +96,7 @@ pub async fn assemble(
         passthrough: config.passthrough,
         mount_id: cache.mount_id().to_owned(),
         scratch_dir,
+        checkpoints: checkpoint_config(config)?,
     };
     let fs = Fs::new(fs_config, bucket, reader, writer, clock);
     Ok(Assembled { fs, capabilities, warnings })
@@ -146,32 +157,58 @@ async fn reach(
     let patience = config.io_timeout.min(PROBE_REQUEST_S_MAX);
     let probed = Bucket::new(store.clone(), clock.clone(), patience);
     let read_only = if config.read_only { ReadOnly::Yes } else { ReadOnly::No };
-    // The probe writes, and a write that got no answer is asked after. Whether the store can be
-    // reached at all is known sooner.
-    let listed = probed.list(prefix, true, None, 1);
-    let (_, (capabilities, warnings)) =
-        tokio::try_join!(listed, bucket::probe(&probed, prefix, read_only))
-            .map_err(|e| refusal(config, &e))?;
+    let (capabilities, warnings) =
+        bucket::probe(&probed, prefix, read_only).await.map_err(|e| refusal(config, &e))?;
     let bucket = Bucket::new(store, clock, config.io_timeout);
     bucket.set_capabilities(capabilities);
     Ok((bucket, warnings))
 }
 
-/// Why the store can't be mounted, and what to look at.
+/// Why the store can't be mounted, and what to do about it, on one line.
 fn refusal(config: &MountConfig, error: &BucketError) -> anyhow::Error {
     let url = &config.url;
     let at = match &config.store.endpoint {
         Some(endpoint) => format!(" at {endpoint}"),
         None => String::new(),
     };
+    let (server, place, endpoint) = match config.location {
+        Location::WebDav { .. } => ("WebDAV server", "directory", "the URL"),
+        Location::Azure { .. } => ("server of this kind", "container", "--endpoint"),
+        _ => ("server of this kind", "bucket", "--endpoint"),
+    };
     match error {
-        BucketError::NotFound => anyhow!("{url}{at}: there is no such bucket or directory"),
+        BucketError::NotFound => {
+            anyhow!("{url}{at}: there is no such {place}; create it first, or check {endpoint}")
+        }
         BucketError::Denied(why) => anyhow!("{url}{at}: access denied: {why}"),
-        BucketError::TimedOut(why) | BucketError::Unavailable(why) => {
-            anyhow!("{url}{at}: can't be reached: {why}; check address and network")
+        BucketError::TimedOut(_) => {
+            let waited = config.io_timeout.min(PROBE_REQUEST_S_MAX);
+            anyhow!("{url}{at}: no answer within {waited:?}; check {endpoint} and the network")
+        }
+        BucketError::Unavailable(why) | BucketError::Busy { why, .. } => {
+            anyhow!("{url}{at}: can't be reached: {why}; check {endpoint} and the network")
+        }
+        BucketError::Unsupported(_) => {
+            anyhow!("{url}{at}: no {server} answers there ({error}); check {endpoint}")
+        }
+        BucketError::Invalid(why) if why.contains("not understood") => {
+            anyhow!("{url}{at}: no {server} answers there; check {endpoint}")
         }
         other => anyhow!("{url}{at}: {other}"),
     }
+}
+
+/// The rules that were given, before the presets.
+fn checkpoint_config(config: &MountConfig) -> Result<CheckpointConfig> {
+    let options = &config.checkpoints;
+    let rules = options.rules.iter().map(|text| rules::rule_from_flag(text, options.idle));
+    let rules: Vec<_> = rules.collect::<Result<_, _>>()?;
+    Ok(CheckpointConfig {
+        table: rules::Table::new(rules, options.idle),
+        lease: options.lease,
+        commit_max: options.max,
+        commit_wait: options.wait,
+    })
 }
 
 /// The part of every key that the mount does not show: empty, or with a slash at its end.

@@ -22,13 +22,14 @@ const SMALL_FILE_BYTES_MAX: u64 = 16 << 10;
 #[derive(Debug)]
 pub struct CacheDir {
     path: PathBuf,
+    origin: String,
     mount_id: String,
     _lock: File,
 }
 
 impl CacheDir {
-    /// Makes it if need be, takes its lock, and sees that it belongs to `origin`: staged bytes of
-    /// one bucket must never be uploaded to another.
+    /// Makes it if need be, takes its lock, and sees that it belongs to `origin` or to nobody yet:
+    /// staged bytes of one bucket must never be uploaded to another.
     pub fn open(path: &Path, origin: &str, clock: &dyn Clock) -> Result<Self> {
         let shown = path.display();
         DirBuilder::new()
@@ -41,7 +42,16 @@ impl CacheDir {
         let lock = take_lock(&path)?;
         check_origin(&path, origin)?;
         let mount_id = mount_id(&path, clock)?;
-        Ok(Self { path, mount_id, _lock: lock })
+        Ok(Self { path, origin: origin.to_owned(), mount_id, _lock: lock })
+    }
+
+    /// From now on it belongs to its origin. Before anything is staged in it, but not before the
+    /// store was reached: a mistyped URL must not keep the right one out.
+    pub fn claim(&self) -> Result<()> {
+        match read_small(&self.path.join(ORIGIN_FILE))? {
+            None => write_small(&self.path, ORIGIN_FILE, &self.origin),
+            Some(_) => Ok(()),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -106,7 +116,7 @@ fn take_lock(path: &Path) -> Result<File> {
 
 fn check_origin(path: &Path, origin: &str) -> Result<()> {
     match read_small(&path.join(ORIGIN_FILE))? {
-        None => write_small(path, ORIGIN_FILE, origin),
+        None => Ok(()),
         Some(found) if found == origin => Ok(()),
         Some(found) => bail!(
             "the cache directory {} belongs to {}; give another --cache-dir for {}",
@@ -182,9 +192,16 @@ mod tests {
     #[test]
     fn bytes_staged_for_one_bucket_never_reach_another() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        drop(open(dir.path(), "s3://a").expect("opens"));
+        open(dir.path(), "s3://a").and_then(|cache| cache.claim()).expect("opens");
         let error = open(dir.path(), "s3://b").expect_err("belongs to another").to_string();
         assert!(error.contains("s3://a") && error.contains("--cache-dir"), "{error}");
+    }
+
+    #[test]
+    fn a_mount_that_failed_does_not_keep_the_next_url_out() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        drop(open(dir.path(), "s3://mistyped").expect("opens"));
+        open(dir.path(), "s3://b").and_then(|cache| cache.claim()).expect("belongs to nobody");
     }
 
     #[test]

@@ -36,6 +36,8 @@ const BUSY_PAUSE_MS: Duration = Duration::from_millis(100);
 const END_MS_MAX: Duration = Duration::from_millis(3000);
 /// One that is detached may have been unused all the same; else it is not worth a wait.
 const DETACHED_END_MS_MAX: Duration = Duration::from_millis(300);
+/// How long a client may take to hear the last event; it waits for it, so this is short.
+const GOODBYE_S_MAX: Duration = Duration::from_secs(2);
 /// Events a slow client may lag behind; progress beyond is dropped, the last event is not.
 pub const EVENTS_MAX: usize = 16;
 
@@ -106,7 +108,11 @@ impl Life {
                 return None;
             }
             Drained::ClientGone => return None,
-            Drained::Stopped => return Some(self.stop().await),
+            Drained::Stopped => {
+                let files_left = self.stop().await;
+                tell_last(&wish, files_left).await;
+                return Some(files_left);
+            }
             Drained::Abandoned => return self.abandon(&wish).await,
         };
         if let Err(event) = self.unmount(wish.how).await {
@@ -122,7 +128,7 @@ impl Life {
             0 => self.drain_unattended().await,
             left => left,
         };
-        tell(&wish, Event::Unmounted { files_left }).await;
+        tell_last(&wish, files_left).await;
         Some(files_left)
     }
 
@@ -132,7 +138,7 @@ impl Life {
             return None;
         }
         let files_left = self.tree.left().files;
-        tell(wish, Event::Unmounted { files_left }).await;
+        tell_last(wish, files_left).await;
         Some(files_left)
     }
 
@@ -240,6 +246,12 @@ async fn unmount(detach: &Detach, busy: Busy) -> io::Result<()> {
 /// Returns once the kernel's side is gone; whoever could say so being gone means the same.
 async fn ended(mut ended: watch::Receiver<bool>) {
     let _ = ended.wait_for(|ended| *ended).await;
+}
+
+/// The mount is gone, and the process goes next: the client has its answer before.
+async fn tell_last(wish: &Wish, files_left: u64) {
+    tell(wish, Event::Unmounted { files_left }).await;
+    let _ = timeout(GOODBYE_S_MAX, wish.events.closed()).await; // it does not take it: so be it
 }
 
 async fn tell(wish: &Wish, event: Event) {
@@ -381,7 +393,42 @@ mod tests {
         let left = Left { files: 2, bytes: 1 };
         assert_eq!(news.recv().await, Some(Event::Progress { left }));
         give_up.send(()).expect("still waiting");
+        assert_eq!(news.recv().await, Some(Event::Unmounted { files_left: 2 }));
+        drop(news);
         assert_eq!(bench.life.await.expect("ends"), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_process_does_not_end_before_its_client_has_the_answer() {
+        let bench = start(0, 2, false);
+        let (events, news) = mpsc::channel(EVENTS_MAX);
+        let (_keep, abandon) = oneshot::channel();
+        bench.wishes.send(Wish { how: How::Clean, events, abandon }).await.expect("alive");
+        while news.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        sleep(GOODBYE_S_MAX / 2).await;
+        assert!(!bench.life.is_finished());
+        drop(news);
+        assert_eq!(bench.life.await.expect("ends"), 0);
+    }
+
+    #[tokio::test]
+    async fn a_signal_while_a_client_waits_answers_the_client_too() {
+        let bench = start(0, 0, false);
+        let (events, mut news) = mpsc::channel(EVENTS_MAX);
+        let (_keep, abandon) = oneshot::channel();
+        bench.wishes.send(Wish { how: How::Clean, events, abandon }).await.expect("alive");
+        assert!(matches!(news.recv().await, Some(Event::Progress { .. })));
+        bench.stops.send(()).await.expect("alive");
+        bench.model.drains.add_permits(2);
+        let mut last = news.recv().await;
+        while matches!(last, Some(Event::Progress { .. })) {
+            last = news.recv().await;
+        }
+        assert_eq!(last, Some(Event::Unmounted { files_left: 0 }));
+        drop(news);
+        assert_eq!(bench.life.await.expect("ends"), 0);
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! One inode: what a file or directory is, and where each fact about it comes from.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -108,6 +108,8 @@ pub struct Directory {
     /// Attribute records of the other mounts, and when they were asked for.
     pub records: Vec<LoadedRecord>,
     pub records_checked: Option<Instant>,
+    /// The children that have transactions, as their names stand in keys.
+    pub transactions: HashSet<String>,
     /// What our own record says, or will say once flushed.
     pub own: BTreeMap<String, Recorded>,
     pub own_loaded: bool,
@@ -129,6 +131,7 @@ impl Default for Directory {
             removed_before: Epoch::default(),
             records: Vec::new(),
             records_checked: None,
+            transactions: HashSet::new(),
             own: BTreeMap::new(),
             own_loaded: false,
             own_dirty: false,

@@ -1,6 +1,5 @@
 //! From a LIST page to the entries of a directory: which keys POSIX can name, and what else the
-//! page
-//! tells of the directory.
+//! page tells of the directory.
 //!
 //! Pure. What can't be named is left out and reported, never an error: one odd key must not hide
 //! its siblings.

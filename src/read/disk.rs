@@ -65,6 +65,10 @@ impl Disk {
         Ok((Self { dir, create, clock, log, paused_until: Mutex::new(None) }, saved))
     }
 
+    pub fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
     /// Whether it makes sense to store anything now.
     pub fn is_usable(&self) -> bool {
         let mut until = self.paused_until.lock();

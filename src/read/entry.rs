@@ -7,7 +7,7 @@
 //! 1. At most one fill covers a granule at a time, and none a granule that is on disk.
 //! 2. The lock is never held across an await, nor across a read, write or punch of file data.
 //! 3. Bytes read without the lock count only if no bytes left the file meanwhile (`departures`),
-//!    and a granule's first reading after it was stored or reopened only if its CRC matches.
+//!    and only if their granules match their CRCs, or did within [`BELIEF_MS_MAX`].
 //! 4. While somebody holds the whole file, none of its bytes are taken away.
 
 use std::fs::File;
@@ -15,6 +15,7 @@ use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
@@ -25,6 +26,10 @@ use crate::read::index::{self, FileId, Record, Saved};
 use crate::read::plan::{Ask, Known, Plan};
 use crate::read::presence::{GRANULE_BYTES, Left, Origin, Presence, Trust, granules_of};
 use crate::read::version::Version;
+
+/// How long checked bytes are believed without another look: a stream of small reads shall not
+/// check the same granule at each, and what was just read is in the page cache.
+const BELIEF_MS_MAX: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub struct Entry {
@@ -42,6 +47,8 @@ struct State {
     presence: Presence,
     fills: Vec<Arc<Fill>>,
     file: Option<CacheFile>,
+    /// Since when checked granules are believed.
+    believed_since: Option<Instant>,
     /// Forgotten and freed: takes nothing any more.
     released: bool,
 }
@@ -86,7 +93,13 @@ pub struct Evicted {
 impl Entry {
     pub fn new(version: Version, block_bytes: u64) -> Self {
         let presence = Presence::new(version.size, block_bytes);
-        let state = State { presence, fills: Vec::new(), file: None, released: false };
+        let state = State {
+            presence,
+            fills: Vec::new(),
+            file: None,
+            believed_since: None,
+            released: false,
+        };
         Self {
             version: Arc::new(version),
             users: AtomicUsize::new(0),
@@ -148,6 +161,7 @@ impl Entry {
             if !state.presence.has_all(range) {
                 return lost(0);
             }
+            state.doubt_what_is_old(disk.now());
             match state.open_file(disk) {
                 Ok(Some((id, file))) => {
                     (id, file, state.unchecked(range), self.departures.load(Ordering::SeqCst))
@@ -371,7 +385,16 @@ impl State {
         file.open.clone().or_else(|| disk.reopen(file.id).ok().map(Arc::new))
     }
 
-    /// What of a range was never read back.
+    /// What was checked comes from memory for a moment; later it may come from the disk anew.
+    fn doubt_what_is_old(&mut self, now: Instant) {
+        let since = *self.believed_since.get_or_insert(now);
+        if now.saturating_duration_since(since) >= BELIEF_MS_MAX {
+            self.presence.doubt();
+            self.believed_since = Some(now);
+        }
+    }
+
+    /// What of a range is to be checked.
     fn unchecked(&self, range: &Range<u64>) -> Vec<Unchecked> {
         let what = |granule| match self.presence.trust(granule) {
             Trust::Checked => None,

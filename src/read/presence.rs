@@ -39,11 +39,11 @@ pub enum Origin {
 /// How much a granule's bytes on disk may be believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trust {
-    /// Not read back yet; must match this.
+    /// Not read back lately; must match this.
     Check(u64),
     /// Not read back yet, and its CRC was never computed: the first read computes it.
     Learn,
-    /// Was read back and matched.
+    /// Was read back a moment ago and matched.
     Checked,
 }
 
@@ -69,9 +69,9 @@ struct Block {
     present: u64,
     /// Bits of granules whose CRC is in `crcs`.
     known: u64,
-    /// Read back since they were stored or reopened, and matched.
+    /// Read back a moment ago, and matched.
     checked: u64,
-    /// Not stored by this process.
+    /// Not stored by this process, and never checked since.
     reopened: u64,
     unread: u64,
     crcs: Vec<u64>,
@@ -198,6 +198,14 @@ impl Presence {
         if let Some(block) = self.blocks.get_mut(&index).filter(|b| b.present & bit != 0) {
             block.note_crc(bit, crc);
             block.checked |= bit;
+        }
+    }
+
+    /// What was checked is to be checked again at its next reading.
+    pub fn doubt(&mut self) {
+        for block in self.blocks.values_mut() {
+            block.reopened &= !block.checked;
+            block.checked = 0;
         }
     }
 
@@ -331,6 +339,9 @@ mod tests {
         assert!(!p.is_whole_and_trusted());
         p.confirm(0, 7);
         assert_eq!(p.trust(0), Trust::Checked);
+        assert!(p.is_whole_and_trusted());
+        p.doubt();
+        assert_eq!(p.trust(0), Trust::Check(7), "the disk may give something else next time");
         assert!(p.is_whole_and_trusted());
         p.add(0, Some(9), Origin::Wanted, 2);
         assert_eq!(p.trust(0), Trust::Check(9), "stored anew: to be checked anew");

@@ -59,7 +59,7 @@ impl Staged {
     /// The next part to send ahead: wholly behind the write front.
     fn next_ahead(&self, state: &State) -> Option<(u32, Range<u64>)> {
         let ahead = &state.ahead;
-        if ahead.stopped || ahead.closing > 0 || state.discarded {
+        if ahead.stopped || ahead.closing > 0 || state.discarded || self.is_prepared_in(state) {
             return None;
         }
         let span = self.grid.span(ahead.next)?;

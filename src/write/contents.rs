@@ -3,6 +3,7 @@
 //! Owns the changes that come through us. Does not own those that the kernel makes by itself, nor
 //! where missing bytes come from (`fetch`).
 
+use std::io;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -48,14 +49,17 @@ impl Staged {
     /// ftruncate(2). What is cut off the base never comes back: growing again reads zeros.
     pub async fn truncate(&self, len: u64) -> Result<(), WriteError> {
         in_file(len, 0)?;
-        let mut state = self.state.lock();
+        Ok(self.truncate_in(&mut self.state.lock(), len)?)
+    }
+
+    pub(super) fn truncate_in(&self, state: &mut State, len: u64) -> io::Result<()> {
         let size = self.disk.size()?;
         self.disk.set_size(len)?;
         if len < size {
             state.extents.cut(len, size);
             state.ahead.cut(len);
         }
-        self.changed(&mut state, len..len);
+        self.changed(state, len..len);
         Ok(())
     }
 
@@ -89,7 +93,7 @@ impl Staged {
 
     /// Notes a change of ours. The bytes of `range` are in the file; an empty one for other
     /// changes.
-    fn changed(&self, state: &mut State, range: Range<u64>) {
+    pub(super) fn changed(&self, state: &mut State, range: Range<u64>) {
         state.extents.wrote(range);
         state.version += 1;
         state.modified = self.shared.clock.wall();

@@ -72,12 +72,15 @@ impl Staged {
 
     /// What has to be done about each part, but for those that need nothing.
     fn plan(&self, sent: &[Option<SentPart>], snapshot: &Snapshot) -> Vec<(u32, Range<u64>, Step)> {
-        let possible = self.shared.bucket.capabilities().part_copy && snapshot.base.is_some();
-        let copying = if possible { Copying::Possible } else { Copying::Impossible };
+        let part_copy = self.shared.bucket.capabilities().part_copy;
         let mut state = self.state.lock();
+        // What is known of the base must be known of the one that is copied from.
+        let possible = part_copy && state.base.is_some() && state.base == snapshot.base;
+        let copying = if possible { Copying::Possible } else { Copying::Impossible };
         let mut plan = Vec::new();
         for (index, sent) in (0..).zip(sent) {
-            let range = self.grid.part(index, snapshot.size).expect("counted by the same grid");
+            // Only an empty file has a part where the grid has none.
+            let range = self.grid.part(index, snapshot.size).unwrap_or_default();
             let step = parts::step(range.clone(), sent.as_ref(), &state.extents, copying);
             if step == Step::Copy {
                 // Decided, so from here on a write into it is a change after the fact.
@@ -114,7 +117,7 @@ impl Staged {
         let body = self.read_part(range.clone()).await?;
         let sum = Sum { len: range.end - range.start, crc: Some(body.crc) };
         let part_copy = self.shared.bucket.capabilities().part_copy;
-        if part_copy && snapshot.sums.get(index as usize) == Some(&sum) {
+        if part_copy && sum.len > 0 && snapshot.sums.get(index as usize) == Some(&sum) {
             // The kernel wrote somewhere, not here: the last object has this very part.
             if let Some(copied) = self.copy_part(target, snapshot, index, &range).await? {
                 return Ok((index, Some(SentPart { crc: sum.crc, ..copied })));
@@ -180,9 +183,7 @@ impl Staged {
         condition: &Condition,
     ) -> Result<(ETag, Vec<Sum>), Setback> {
         let open = transfer.open.as_ref().ok_or(Setback::Gone)?;
-        let sent = || open.sent.iter().flatten();
-        let etags: Vec<_> = sent().map(|part| part.etag.clone()).collect();
-        let sums = sent().map(|part| Sum { len: part.len, crc: part.crc }).collect();
+        let (etags, sums) = open.made_of();
         self.check_wanted(snapshot)?;
         let (bucket, Target { key, id, .. }) = (&self.shared.bucket, &*open.target);
         match bucket.complete_multipart(key, id, &etags, condition).await {
@@ -197,11 +198,14 @@ impl Staged {
 
     /// After a failure: parts that the store has are worth a retry, unless it said no.
     pub(super) fn keep_or_abort(&self, transfer: &mut Transfer, error: &WriteError) {
-        use BucketError::{Corrupt, Precondition, TimedOut, Unavailable};
+        use BucketError::{Busy, Corrupt, Precondition, TimedOut, Unavailable};
         let keep = match error {
             WriteError::Disk { .. } => true,
             WriteError::Bucket(error) => {
-                matches!(error, Corrupt(_) | Precondition | TimedOut(_) | Unavailable(_))
+                matches!(
+                    error,
+                    Busy { .. } | Corrupt(_) | Precondition | TimedOut(_) | Unavailable(_)
+                )
             }
         };
         if !keep {
@@ -209,16 +213,9 @@ impl Staged {
         }
     }
 
-    /// Has the store forget an upload; nobody waits for it, and what fails is left to the store's
-    /// own clearing of old uploads.
     pub(super) fn abort(&self, open: Option<Multipart>) {
         let Some(Multipart { target, .. }) = open else { return };
-        let bucket = self.shared.bucket.clone();
-        self.shared.tasks.spawn(async move {
-            if let Err(error) = bucket.abort_multipart(&target.key, &target.id).await {
-                tracing::warn!(key = %target.key, %error, "parts of an upload may be left over");
-            }
-        });
+        self.shared.abort(target.key.clone(), target.id.clone());
     }
 
     /// Aborts an upload that will not be completed: of a discarded file, or for an old key.

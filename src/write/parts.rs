@@ -119,7 +119,9 @@ pub fn step(
             (Some(false), _) | (None, None) => {}
         }
     }
-    if copying == Copying::Possible && extents.is_of_base(range) { Step::Copy } else { Step::Send }
+    // There is no copy of nothing.
+    let copies = copying == Copying::Possible && !range.is_empty();
+    if copies && extents.is_of_base(range) { Step::Copy } else { Step::Send }
 }
 
 /// The next part, from number `from` on, that lies wholly behind the write front `written_to`. The
@@ -199,6 +201,7 @@ mod tests {
         assert_eq!(step(0..10, None, &extents, copy), Step::Copy);
         assert_eq!(step(0..10, None, &extents, Copying::Impossible), Step::Send);
         assert_eq!(step(90..101, None, &extents, copy), Step::Send);
+        assert_eq!(step(0..0, None, &extents, copy), Step::Send);
         extents.wrote(0..10);
         assert_eq!(step(0..10, None, &extents, copy), Step::Send);
         extents.sending(0..10);

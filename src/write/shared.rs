@@ -17,6 +17,7 @@ use super::error::WriteError;
 use super::staging::StagingDir;
 use crate::bucket::Bucket;
 use crate::clock::Clock;
+use crate::types::Key;
 
 /// Ranged GETs that fill staged files, over all files: enough for one link, few enough for a store.
 pub const FETCHES_MAX: usize = 32;
@@ -71,6 +72,17 @@ impl Shared {
         if !std::mem::replace(&mut watched.running, true) {
             self.tasks.runtime.spawn(look_around(Arc::downgrade(self)));
         }
+    }
+
+    /// Has the store forget an upload; nobody waits for it, and what fails is left to the store's
+    /// own clearing of old uploads.
+    pub fn abort(&self, key: Key, upload: String) {
+        let bucket = self.bucket.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = bucket.abort_multipart(&key, &upload).await {
+                tracing::warn!(%key, %error, "parts of an upload may be left over");
+            }
+        });
     }
 
     /// Looks at every watched file and says how many there still are.

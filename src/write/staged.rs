@@ -9,7 +9,8 @@
 //! 2. `version` grows after the bytes of a change are in the file. Whoever notes the version before
 //!    reading knows that a later change shows.
 //! 3. `clean` speaks of a version, a key and, where the kernel writes by itself, a mark of the
-//!    file. All three hold, or the file is dirty.
+//!    file. All three hold, or the file is dirty. So does `ready`, of metadata too; else the file
+//!    is not prepared.
 
 use std::fmt;
 use std::io;
@@ -21,8 +22,8 @@ use parking_lot::Mutex;
 use super::extents::Extents;
 use super::parts::Grid;
 use super::shared::{Counters, Shared};
-use super::staging::StagedFile;
-use super::state::{Ahead, Base, Clean, Mode, State, Streak, Uploaded};
+use super::staging::{Mark, StagedFile};
+use super::state::{Ahead, Base, Clean, Mode, Stamp, State, Streak, Uploaded};
 use super::transfer::Transfer;
 use crate::bucket::Metadata;
 use crate::types::{ETag, Key};
@@ -72,6 +73,7 @@ impl Staged {
             version: 0,
             mode: Mode::Own,
             clean,
+            ready: None,
             published: None,
             discarded: false,
             ahead: Ahead::default(),
@@ -129,6 +131,20 @@ impl Staged {
         self.is_dirty_in(&self.state.lock())
     }
 
+    /// What the file is now; the times it shows stay.
+    pub fn stamp(&self) -> Stamp {
+        let mut state = self.state.lock();
+        let mark = self.mark_in(&mut state).ok().flatten();
+        Stamp { version: state.version, mark }
+    }
+
+    /// Whether the file was, or may have been, written since `stamp` was taken.
+    pub fn is_written_since(&self, stamp: &Stamp) -> bool {
+        let state = self.state.lock();
+        let marked = stamp.mark.as_ref().is_some_and(|mark| self.disk.is_as_marked(mark));
+        state.version != stamp.version || (state.mode == Mode::Passthrough && !marked)
+    }
+
     /// From now on the kernel writes by itself. The file must be complete.
     pub fn set_passthrough(&self) {
         let mut state = self.state.lock();
@@ -141,6 +157,12 @@ impl Staged {
         let version = state.version;
         if let Some(clean) = state.clean.as_mut().filter(|clean| clean.version == version) {
             clean.mark = mark;
+            if let Some(mark) = &mark {
+                let _ = self.disk.note_uploaded(mark); // without a note it is kept
+            }
+        }
+        if let Some(ready) = state.ready.as_mut().filter(|ready| ready.version == version) {
+            ready.mark = mark;
         }
         state.modified_on_disk = self.disk.modified().ok();
         state.mode = Mode::Passthrough;
@@ -217,18 +239,23 @@ impl Staged {
             return false;
         }
         let Some(clean) = &state.clean else { return true };
-        let unchanged = match (state.mode, &clean.mark) {
+        clean.key != state.key || !self.is_still(state, clean.version, clean.mark.as_ref())
+    }
+
+    /// Whether the content is what it was at `version`, and in passthrough mode under `mark`.
+    pub(super) fn is_still(&self, state: &State, version: u64, mark: Option<&Mark>) -> bool {
+        let unchanged = match (state.mode, mark) {
             (Mode::Own, _) => true,
             (Mode::Passthrough, Some(mark)) => self.disk.is_as_marked(mark),
             (Mode::Passthrough, None) => false,
         };
-        !unchanged || clean.version != state.version || clean.key != state.key
+        unchanged && version == state.version
     }
 
     /// Counts the file anew in the dirty bound.
     pub(super) fn recharge(&self, state: &mut State) {
         let dirty = match state.mode {
-            _ if !self.is_dirty_in(state) => 0,
+            _ if !self.is_dirty_in(state) || self.is_prepared_in(state) => 0,
             Mode::Own => state.extents.changed_bytes(),
             Mode::Passthrough => self.disk.allocated().unwrap_or(state.charged),
         };

@@ -3,7 +3,7 @@
 //! Owns the staging directory, its quarantine, and the system calls on a staged file. Does not own
 //! what the bytes mean. A directory is used by one daemon at a time; its lock is the caller's.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{DirBuilder, File, FileTimes, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -27,6 +27,11 @@ const FREE_PART_MIN: u64 = 16;
 /// is in quarantine; names end at 255 bytes.
 const KEY_IN_NAME_BYTES_MAX: usize = 200;
 
+/// Says of a staged file's size and modification time that the bucket has what was in it then.
+const UPLOADED_XATTR: &CStr = c"user.trialfs.uploaded";
+/// More than its value ever takes: two numbers and a blank.
+const UPLOADED_BYTES_MAX: usize = 64;
+
 /// The directory of staged files.
 #[derive(Debug)]
 pub struct StagingDir {
@@ -35,8 +40,8 @@ pub struct StagingDir {
 }
 
 impl StagingDir {
-    /// Makes the directory (0700). What a dead daemon left in it moves to `quarantine` beside it;
-    /// returns how many files did.
+    /// Makes the directory (0700). What a dead daemon left in it moves to `quarantine` beside it,
+    /// but for what is empty or in the bucket already; returns how many files did.
     pub fn open(dir: &Path) -> io::Result<(Self, u64)> {
         let parent = dir.parent().ok_or(io::ErrorKind::InvalidInput)?;
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
@@ -44,7 +49,12 @@ impl StagingDir {
         let mut moved = 0;
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;
-            if entry.file_type()?.is_file() {
+            if !entry.file_type()?.is_file() {
+                continue;
+            }
+            if is_spent(&File::open(entry.path())?)? {
+                std::fs::remove_file(entry.path())?;
+            } else {
                 quarantine(&entry.path(), &staging.quarantine)?;
                 moved += 1;
             }
@@ -193,6 +203,22 @@ impl StagedFile {
         self.seen().is_ok_and(|now| now == (mark.size, mark.modified))
     }
 
+    /// Notes on the file that the bucket has it as it was at `mark`, for a daemon that finds it
+    /// after ours was killed. Nothing is synced: whoever finds no note, or another time or size on
+    /// the file, keeps it. On a file system without extended attributes there is never a note.
+    pub fn note_uploaded(&self, mark: &Mark) -> io::Result<()> {
+        let note = note_of(mark.size, mark.modified);
+        // SAFETY: the descriptor is open, the name ends in zero, the value is as long as it says.
+        let result = unsafe {
+            let name = UPLOADED_XATTR.as_ptr();
+            libc::fsetxattr(self.file.as_raw_fd(), name, note.as_ptr().cast(), note.len(), 0)
+        };
+        match check(result.into()) {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
     /// Size and modification time: what a look from outside tells.
     pub fn seen(&self) -> io::Result<(u64, SystemTime)> {
         let now = self.file.metadata()?;
@@ -208,6 +234,26 @@ impl StagedFile {
     pub fn quarantine(&self) -> io::Result<PathBuf> {
         quarantine(&self.path, &self.quarantine)
     }
+}
+
+/// Whether nothing is lost with a file that a dead daemon left.
+fn is_spent(file: &File) -> io::Result<bool> {
+    let metadata = file.metadata()?;
+    let mut value = [0u8; UPLOADED_BYTES_MAX];
+    // SAFETY: as in `note_uploaded`; the kernel writes no more than the length it is told.
+    let result = unsafe {
+        let name = UPLOADED_XATTR.as_ptr();
+        libc::fgetxattr(file.as_raw_fd(), name, value.as_mut_ptr().cast(), value.len())
+    };
+    // Whatever is the matter with the note, without one the file is kept.
+    let note = usize::try_from(result).map_or(&[][..], |len| &value[..len]);
+    let uploaded = note == note_of(metadata.len(), metadata.modified()?).as_bytes();
+    Ok(uploaded || metadata.len() == 0)
+}
+
+fn note_of(size: u64, modified: SystemTime) -> String {
+    let since = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{size} {}", since.as_nanos())
 }
 
 /// Moves `path` into `dir`, over nothing.
@@ -257,6 +303,34 @@ mod tests {
         assert_eq!(StagingDir::open(&dir).unwrap().1, 1);
         let read = |name| std::fs::read_to_string(root.path().join("quarantine").join(name));
         assert_eq!((read("ID.k").unwrap(), read("ID.k~").unwrap()), ("one".into(), "two".into()));
+    }
+
+    #[test]
+    fn what_a_dead_daemon_had_uploaded_is_not_said_to_be_lost() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("staging");
+        let (staging, _) = StagingDir::open(&dir).unwrap();
+        let written = |name| {
+            let file = staging.create(name, &Key::new("k")).unwrap();
+            file.write(b"content", 0).1.unwrap();
+            file
+        };
+        let noted = |name| {
+            let file = written(name);
+            file.note_uploaded(&file.mark().unwrap().unwrap()).unwrap();
+            file
+        };
+        staging.create("EMPTY", &Key::new("k")).unwrap();
+        noted("UPLOADED");
+        written("DIRTY");
+        noted("AGAIN").write(b"CONTENT", 0).1.unwrap();
+        noted("GROWN").set_size(100).unwrap();
+        assert_eq!(StagingDir::open(&dir).unwrap().1, 3);
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+        let kept = std::fs::read_dir(root.path().join("quarantine")).unwrap();
+        let mut kept: Vec<_> = kept.map(|entry| entry.unwrap().file_name()).collect();
+        kept.sort();
+        assert_eq!(kept, ["AGAIN.k", "DIRTY.k", "GROWN.k"]);
     }
 
     #[test]

@@ -31,6 +31,30 @@ pub struct Uploaded {
     pub modified: SystemTime,
 }
 
+/// What [`Staged::prepare`](super::Staged::prepare) made: an upload with all its parts in the
+/// store, that wants nothing but completion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prepared {
+    pub key: Key,
+    /// The id that [`Bucket`](crate::bucket::Bucket) gave; any mount may complete it.
+    pub upload: String,
+    /// The ETags of all parts, in order; at least one.
+    pub parts: Vec<String>,
+    pub size: u64,
+    /// CRC64NVME of the whole content; `None` if the store copied some of it by itself.
+    pub crc: Option<u64>,
+    /// When the content last changed.
+    pub modified: SystemTime,
+}
+
+/// A state of a staged file, to tell later whether it was written since.
+#[derive(Debug, Clone, Copy)]
+pub struct Stamp {
+    pub(super) version: u64,
+    /// In passthrough mode; `None`: it can't be told.
+    pub(super) mark: Option<Mark>,
+}
+
 /// Who writes into the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
@@ -52,6 +76,17 @@ pub(super) struct Clean {
     pub sums: Vec<Sum>,
 }
 
+/// A prepared upload, and of which state of the file it is the content.
+#[derive(Debug, Clone)]
+pub(super) struct Ready {
+    pub version: u64,
+    pub metadata: Metadata,
+    /// As in [`Clean`].
+    pub mark: Option<Mark>,
+    pub prepared: Prepared,
+    pub sums: Vec<Sum>,
+}
+
 pub(super) struct State {
     pub key: Key,
     pub metadata: Metadata,
@@ -60,6 +95,8 @@ pub(super) struct State {
     pub version: u64,
     pub mode: Mode,
     pub clean: Option<Clean>,
+    /// What was prepared last and is not the base, as far as we know.
+    pub ready: Option<Ready>,
     /// The last object that we made.
     pub published: Option<Uploaded>,
     pub discarded: bool,

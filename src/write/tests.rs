@@ -1,8 +1,10 @@
 //! The write path against a store in memory whose requests are counted, held up and failed.
 
 mod ahead;
+mod copying;
 mod model;
 mod partial;
+mod prepare;
 mod upload;
 
 use std::collections::HashMap;
@@ -15,7 +17,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::{Base, Staged, WriteConfig, Writer};
+use super::{Base, Prepared, Staged, WriteConfig, Writer};
 use crate::bucket::memory::MemoryStore;
 use crate::bucket::{
     Body, Bucket, BucketError, Capabilities, Condition, Metadata, ObjectInfo, Operation, Page,
@@ -90,6 +92,13 @@ impl Rig {
         counts
     }
 
+    /// What any mount does with an upload once it may show.
+    pub async fn complete(&self, prepared: &Prepared) -> ETag {
+        let (Prepared { key, upload, parts, .. }, always) = (prepared, Condition::Always);
+        let bucket = &self.writer.shared.bucket;
+        bucket.complete_multipart(key, upload, parts, &always).await.unwrap().etag
+    }
+
     pub fn quarantined(&self) -> Vec<Vec<u8>> {
         let Ok(dir) = std::fs::read_dir(self.root.path().join("quarantine")) else {
             return Vec::new();
@@ -162,6 +171,7 @@ impl Meddled {
 #[async_trait]
 impl Store for Meddled {
     async fn head(&self, key: &Key) -> Result<ObjectInfo, BucketError> {
+        self.enter(Operation::Head).await?;
         self.memory.head(key).await
     }
 

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::error::WriteError;
 use super::parts::SentPart;
+use super::state::Sum;
 use crate::bucket::Metadata;
 use crate::types::Key;
 
@@ -31,6 +32,12 @@ impl Multipart {
     pub fn forget(&mut self, index: u32) {
         self.sent.resize(self.sent.len().max(index as usize + 1), None);
         self.sent[index as usize] = None;
+    }
+
+    /// What the upload is made of once every part is sent: ETags, and the stretches they stand for.
+    pub fn made_of(&self) -> (Vec<String>, Vec<Sum>) {
+        let sum = |part: &SentPart| Sum { len: part.len, crc: part.crc };
+        self.sent.iter().flatten().map(|part| (part.etag.clone(), sum(part))).unzip()
     }
 }
 

@@ -4,10 +4,13 @@
 //! parts are sent and which not (`parts`), nor how they are (`multipart`). What holds and why is
 //! told in `write`.
 
+use std::io;
+
 use super::error::WriteError;
 use super::parts::{self, Way};
 use super::shared::Counters;
 use super::staged::Staged;
+use super::staging::Mark;
 use super::state::{Base, Clean, Mode, Snapshot, State, Sum, Uploaded};
 use super::transfer::{Setback, Transfer};
 use crate::bucket::{BucketError, Condition};
@@ -15,7 +18,7 @@ use crate::types::ETag;
 
 /// How often an upload begins again because the file was cut or renamed under it, or the store lost
 /// its parts. Each time has its own cause, so more than a few means a fight nobody wins.
-const ATTEMPTS_MAX: usize = 4;
+pub(super) const ATTEMPTS_MAX: usize = 4;
 
 impl Staged {
     /// Makes the staged file the object at its key, whole or not at all, and returns what it made.
@@ -44,19 +47,13 @@ impl Staged {
         drop(self.transfer.lock().await);
     }
 
-    /// Compares a file that the kernel wrote with what was uploaded, byte for byte by checksum, and
-    /// makes it dirty where they differ. Needed once the last descriptor is gone: a store to a
-    /// shared mapping may leave no other sign. Reads what was uploaded since the kernel writes; no
-    /// request.
+    /// Compares a file that the kernel wrote with what was uploaded or prepared, byte for byte by
+    /// checksum; where they differ it is dirty and not prepared. Needed once the last descriptor is
+    /// gone: a store to a shared mapping may leave no other sign. Reads what was uploaded since the
+    /// kernel writes; no request.
     pub async fn recheck(&self) -> Result<(), WriteError> {
         let _turn = self.transfer.lock().await;
-        if self.is_dirty() {
-            return Ok(());
-        }
-        let sums = match &*self.state.lock() {
-            State { mode: Mode::Passthrough, clean: Some(clean), .. } => clean.sums.clone(),
-            _ => return Ok(()),
-        };
+        let Some(sums) = self.sums_to_check(&self.state.lock()) else { return Ok(()) };
         let mut start = 0;
         for sum in sums {
             let range = start..start + sum.len;
@@ -72,6 +69,14 @@ impl Staged {
         Ok(())
     }
 
+    /// What a file that the kernel writes is made of, if that is in the store as far as we know.
+    fn sums_to_check(&self, state: &State) -> Option<Vec<Sum>> {
+        let prepared = state.ready.as_ref().filter(|_| self.is_prepared_in(state));
+        let clean = state.clean.as_ref().filter(|_| !self.is_dirty_in(state));
+        let sums = prepared.map(|ready| &ready.sums).or(clean.map(|clean| &clean.sums));
+        sums.filter(|_| state.mode == Mode::Passthrough).cloned()
+    }
+
     async fn upload_in_turn(
         &self,
         condition: Condition,
@@ -80,11 +85,17 @@ impl Staged {
         let _closing = self.hold_ahead();
         let mut transfer = self.transfer.lock().await;
         let condition = self.condition_now(condition, before);
-        let running = &self.shared.counters.uploads_running;
-        Counters::add(running, 1);
-        let result = self.upload_now(&mut transfer, &condition).await;
-        Counters::sub(running, 1);
+        self.counted(self.upload_now(&mut transfer, &condition)).await
+    }
+
+    pub(super) async fn counted<T>(
+        &self,
+        work: impl Future<Output = Result<T, WriteError>>,
+    ) -> Result<T, WriteError> {
         let counters = &self.shared.counters;
+        Counters::add(&counters.uploads_running, 1);
+        let result = work.await;
+        Counters::sub(&counters.uploads_running, 1);
         let outcome =
             if result.is_ok() { &counters.uploads_done } else { &counters.uploads_failed };
         Counters::add(outcome, 1);
@@ -159,15 +170,13 @@ impl Staged {
         if let Some(unchanged) = self.unchanged(&state) {
             return Ok(Err(unchanged));
         }
-        let modified = self.modified_of(&state)?;
-        let mark = match state.mode {
-            Mode::Own => None,
-            Mode::Passthrough => self.disk.mark()?,
-        };
-        if let Some(mark) = &mark {
-            (state.modified, state.modified_on_disk) = (modified, Some(mark.modified()));
-        }
-        Ok(Ok(Snapshot {
+        self.snapshot_of(&mut state).map(Ok)
+    }
+
+    pub(super) fn snapshot_of(&self, state: &mut State) -> Result<Snapshot, WriteError> {
+        let modified = self.modified_of(state)?;
+        let mark = self.mark_in(state)?;
+        Ok(Snapshot {
             version: state.version,
             mark,
             modified,
@@ -176,7 +185,34 @@ impl Staged {
             metadata: state.metadata.clone(),
             base: state.base.clone(),
             sums: state.clean.as_ref().map(|clean| clean.sums.clone()).unwrap_or_default(),
-        }))
+        })
+    }
+
+    /// Marks the file, so that what the kernel writes from now on shows. `None` in our own mode,
+    /// and where the kernel wrote meanwhile.
+    pub(super) fn mark_in(&self, state: &mut State) -> io::Result<Option<Mark>> {
+        if state.mode == Mode::Own {
+            return Ok(None);
+        }
+        // A mark that stands is worth keeping: what was noted under it stays known.
+        if let Some(mark) = self.standing_mark(state) {
+            return Ok(Some(mark));
+        }
+        // Within one tick of the clock the new mark may be the same as one that no longer stood:
+        // from here on the version tells.
+        state.version += 1;
+        let modified = self.modified_of(state)?;
+        let mark = self.disk.mark()?;
+        if let Some(mark) = &mark {
+            (state.modified, state.modified_on_disk) = (modified, Some(mark.modified()));
+        }
+        Ok(mark)
+    }
+
+    fn standing_mark(&self, state: &State) -> Option<Mark> {
+        let clean = state.clean.as_ref().and_then(|clean| clean.mark);
+        let ready = state.ready.as_ref().and_then(|ready| ready.mark);
+        [clean, ready].into_iter().flatten().find(|mark| self.disk.is_as_marked(mark))
     }
 
     fn unchanged(&self, state: &State) -> Option<Uploaded> {
@@ -189,13 +225,31 @@ impl Staged {
         let Snapshot { version, mark, modified, size, key, .. } = snapshot;
         let object = Uploaded { etag: etag.clone(), size, modified };
         let mut state = self.state.lock();
+        self.note_uploaded(&mut state, version, mark.as_ref());
         state.base = Some(Base { key: key.clone(), etag, size });
         state.extents.published(size);
         state.clean = Some(Clean { version, key, mark, object: object.clone(), sums });
         state.published = Some(object.clone());
+        state.ready = None;
         state.ahead.begin_again();
         self.recharge(&mut state);
         object
+    }
+
+    /// So that the next daemon knows, should this one be killed.
+    pub(super) fn note_uploaded(&self, state: &mut State, version: u64, mark: Option<&Mark>) {
+        let noted = match (state.mode, mark) {
+            (Mode::Passthrough, Some(mark)) => self.disk.note_uploaded(mark),
+            // Our own writes hold the lock, as we do: of this version it is whole.
+            (Mode::Own, _) if state.version == version && state.extents.is_complete() => {
+                let mark = self.disk.mark();
+                mark.and_then(|mark| mark.map_or(Ok(()), |mark| self.disk.note_uploaded(&mark)))
+            }
+            _ => return,
+        };
+        if let Err(error) = noted {
+            tracing::warn!(%error, "a staged file could not be marked as uploaded");
+        }
     }
 
     pub(super) fn check_wanted(&self, snapshot: &Snapshot) -> Result<(), Setback> {

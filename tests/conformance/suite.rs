@@ -1,6 +1,5 @@
 //! What every store must do, asked through [`Bucket`]: one suite for all of them. What a store
-//! can't do it
-//! says in its capabilities, and then the suite does not ask for it.
+//! can't do it says in its capabilities, and then the suite does not ask for it.
 
 use std::sync::Arc;
 
@@ -28,6 +27,15 @@ pub struct Suite {
     pub bucket: Arc<Bucket>,
     /// Under which everything of this run lives; ends in `/` or is empty.
     pub root: String,
+    pub pages: Pages,
+}
+
+/// What the pages of one listing have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    Nothing,
+    /// Every page has all prefixes.
+    Prefixes,
 }
 
 impl Suite {
@@ -38,10 +46,15 @@ impl Suite {
         self.names_survive().await;
         self.listings_show_one_level_or_all().await;
         self.listings_go_on_where_they_stopped().await;
+        self.listings_begin_within_a_name().await;
         self.metadata_is_kept().await;
         self.conditions_hold().await;
         self.one_of_many_creators_wins().await;
         self.uploads_show_nothing_before_they_are_complete().await;
+        self.an_empty_part_makes_an_empty_object().await;
+        self.no_marker_is_made_by_parts().await;
+        self.uploads_to_one_key_do_not_disturb_each_other().await;
+        self.an_upload_is_completed_once().await;
         self.completions_honour_conditions().await;
         self.parts_are_copied().await;
         self.copies_are_whole().await;
@@ -184,7 +197,24 @@ impl Suite {
         found.retain(|name| !name.is_empty());
         found.sort();
         expected.sort();
+        if self.pages == Pages::Prefixes {
+            found.dedup();
+        }
         assert_eq!(found, expected, "nothing twice, nothing left out");
+    }
+
+    /// As the records of one checkpoint directory are asked for.
+    async fn listings_begin_within_a_name(&self) {
+        if !self.bucket.capabilities().multipart {
+            return;
+        }
+        for name in ["w/x.1", "w/x.2", "w/xy.3", "w/y"] {
+            self.put(name, b"body").await;
+        }
+        let prefix = format!("{}w/x.", self.root);
+        let found = self.bucket.list_all(&prefix, false).await.unwrap().objects;
+        let keys: Vec<_> = found.into_iter().map(|object| object.key).collect();
+        assert_eq!(keys, [self.key("w/x.1"), self.key("w/x.2")]);
     }
 
     async fn metadata_is_kept(&self) {
@@ -293,6 +323,71 @@ impl Suite {
         let late = self.bucket.complete_multipart(&aborted, &upload, &etags, &Condition::Always);
         assert!(late.await.is_err(), "an aborted upload is never completed");
         assert_eq!(self.bucket.head(&aborted).await, Err(BucketError::NotFound));
+    }
+
+    async fn an_empty_part_makes_an_empty_object(&self) {
+        let can = self.bucket.capabilities();
+        if !can.multipart {
+            return;
+        }
+        let condition = match can.create_if_absent {
+            true => Condition::IfAbsent,
+            false => Condition::Always,
+        };
+        for (parts, size) in [(vec![Bytes::new()], 0), (vec![Bytes::from_static(b"x")], 1)] {
+            let name = format!("up/small-{size}");
+            let (upload, etags) = self.upload(&name, &parts).await;
+            let key = self.key(&name);
+            assert_eq!(self.bucket.head(&key).await, Err(BucketError::NotFound));
+            let complete = self.bucket.complete_multipart(&key, &upload, &etags, &condition);
+            complete.await.unwrap();
+            assert_eq!(self.bucket.head(&key).await.unwrap().size, size);
+            assert_eq!(self.read(&name).await.unwrap(), parts.concat());
+        }
+    }
+
+    /// SeaweedFS makes `dir/dir` of an upload at `dir/`.
+    async fn no_marker_is_made_by_parts(&self) {
+        if !self.bucket.capabilities().multipart {
+            return;
+        }
+        let refused = self.bucket.create_multipart(&self.key("marked/"), &Metadata::new()).await;
+        assert_eq!(refused, Err(BucketError::WrongKind));
+    }
+
+    async fn uploads_to_one_key_do_not_disturb_each_other(&self) {
+        if !self.bucket.capabilities().multipart {
+            return;
+        }
+        let key = self.key("up/shared");
+        let (one, two) = ([self.part(5), self.part(6)], [self.part(7), self.part(8)]);
+        let begun = tokio::join!(self.upload("up/shared", &one), self.upload("up/shared", &two));
+        let ((first, first_parts), (second, second_parts)) = begun;
+        self.put("up/shared", b"and a third who writes it whole").await;
+        let always = &Condition::Always;
+        let complete = self.bucket.complete_multipart(&key, &second, &second_parts, always);
+        complete.await.unwrap();
+        assert!(self.read("up/shared").await.unwrap() == two.concat());
+        let complete = self.bucket.complete_multipart(&key, &first, &first_parts, always);
+        complete.await.unwrap();
+        assert!(self.read("up/shared").await.unwrap() == one.concat());
+    }
+
+    async fn an_upload_is_completed_once(&self) {
+        if !self.bucket.capabilities().multipart {
+            return;
+        }
+        let (key, always) = (self.key("up/once"), &Condition::Always);
+        let (upload, parts) = self.upload("up/once", &[self.part(9)]).await;
+        self.bucket.complete_multipart(&key, &upload, &parts, always).await.unwrap();
+        self.bucket.delete(&key, None).await.unwrap();
+        let again = self.bucket.complete_multipart(&key, &upload, &parts, always).await;
+        assert_eq!(again, Err(BucketError::NotFound), "what was deleted is not brought back");
+        assert_eq!(self.bucket.head(&key).await, Err(BucketError::NotFound));
+        self.put("up/once", b"newer").await;
+        let again = self.bucket.complete_multipart(&key, &upload, &parts, always).await;
+        assert_eq!(again, Err(BucketError::NotFound), "nor is what was replaced");
+        assert_eq!(self.read("up/once").await.unwrap(), "newer");
     }
 
     async fn completions_honour_conditions(&self) {

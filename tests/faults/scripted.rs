@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,6 +22,8 @@ pub enum Fault {
     None,
     /// Refused before it was applied.
     Unavailable,
+    /// Sent away, to come back after so many seconds.
+    Busy(u64),
     Denied,
     /// No answer, ever; not applied.
     Stall,
@@ -63,6 +66,10 @@ impl Scripted {
         let lost = || BucketError::Unavailable("scripted".to_owned());
         match self.next() {
             Fault::Unavailable => Err(lost()),
+            Fault::Busy(seconds) => Err(BucketError::Busy {
+                why: "scripted".to_owned(),
+                after: Duration::from_secs(seconds),
+            }),
             Fault::Denied => Err(BucketError::Denied("scripted".to_owned())),
             Fault::Stall => std::future::pending().await,
             Fault::LostReply => {

@@ -4,11 +4,14 @@
 The store is cut off by a forwarder between mount and server; the disk that fills is a small tmpfs.
 """
 
+import contextlib
 import errno
+import http.server
 import os
 import pathlib
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -28,7 +31,9 @@ def refused(url: str, *flags, point: pathlib.Path | None = None, says: str = "",
     if not point.exists() and point.name == "mnt":
         point.mkdir()
     mounted_before = is_mounted(point)
-    argv = [TRIALFS, "mount", url, str(point), "--cache-dir", str(scratch("refused") / "cache"), *flags]
+    # Of its own each time: what is wrong with a cache directory is told before what is wrong with a store.
+    cache = tempfile.mkdtemp(dir=scratch("refused"))
+    argv = [TRIALFS, "mount", url, str(point), "--cache-dir", cache, *flags]
     started = time.monotonic()
     done = run(*argv, seconds=seconds + 60, ok=None, env={**os.environ, **s3().env, **(env or {})})
     took = time.monotonic() - started
@@ -89,18 +94,40 @@ def test_prefix_that_leaves_the_bucket():
 
 def test_wrong_secret():
     env = {"AWS_SECRET_ACCESS_KEY": "wrong"}
-    refused(f"s3://{s3().bucket}/x", *at_weed(*bounded()), env=env, seconds=IO_TIMEOUT_SECONDS + GRACE_SECONDS)
+    line = refused(f"s3://{s3().bucket}/x", *at_weed(*bounded()), env=env, says="access denied")
+    assert "check AWS_SECRET_ACCESS_KEY" in line, line
 
 
-def test_no_such_bucket():
-    says = "no-such-bucket-here"
-    refused(f"s3://{says}/x", *at_weed(*bounded()), says=says, seconds=IO_TIMEOUT_SECONDS + GRACE_SECONDS)
+def test_unknown_access_key():
+    env = {"AWS_ACCESS_KEY_ID": "nobody"}
+    line = refused(f"s3://{s3().bucket}/x", *at_weed(*bounded()), env=env, says="access denied")
+    assert "check AWS_ACCESS_KEY_ID" in line, line
+
+
+def test_no_such_bucket_is_told_and_never_made():
+    """SeaweedFS makes a bucket of any name that something is put into."""
+    name = unique("no-such-bucket")
+    for _ in range(3):
+        line = refused(f"s3://{name}/x", *at_weed(*bounded()), says=f"{name}/x")
+        assert "there is no such bucket; create it first, or check its name and --endpoint" in line, line
+    assert name not in [bucket["Name"] for bucket in s3().client.list_buckets()["Buckets"]]
 
 
 def test_endpoint_where_nobody_listens():
     endpoint = f"http://127.0.0.1:{servers.free_port()}"
-    refused(f"s3://{s3().bucket}/x", "--endpoint", endpoint, "--region", "us-east-1", *bounded(),
-            seconds=IO_TIMEOUT_SECONDS + GRACE_SECONDS)  # fmt: skip
+    line = refused(f"s3://{s3().bucket}/x", "--endpoint", endpoint, "--region", "us-east-1", *bounded(),
+                   says=endpoint)  # fmt: skip
+    assert "nobody listens there (connection refused); check --endpoint" in line, line
+    line = refused(f"{endpoint}/dav", *bounded(), says=endpoint)
+    assert "nobody listens there (connection refused); check the URL" in line, line
+
+
+def test_host_that_does_not_exist():
+    endpoint = "http://no-such-host.invalid"
+    line = refused(f"s3://{s3().bucket}/x", "--endpoint", endpoint, "--region", "us-east-1", *bounded())
+    assert "the name of the host is not known; check --endpoint" in line, line
+    line = refused(f"{endpoint}/dav", *bounded())
+    assert "the name of the host is not known; check the URL" in line, line
 
 
 def test_endpoint_that_never_answers():
@@ -108,12 +135,53 @@ def test_endpoint_that_never_answers():
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        refused(f"s3://{s3().bucket}/x", "--endpoint", endpoint, "--region", "us-east-1", *bounded(),
-                seconds=2 * IO_TIMEOUT_SECONDS + GRACE_SECONDS)  # fmt: skip
+        for url, flags in (
+            (f"s3://{s3().bucket}/x", ["--endpoint", endpoint, "--region", "us-east-1"]),
+            (f"{endpoint}/dav", []),
+        ):
+            line = refused(url, *flags, *bounded(), seconds=IO_TIMEOUT_SECONDS + GRACE_SECONDS)
+            assert f"no answer within {IO_TIMEOUT_SECONDS}s; check" in line, line
+
+
+def test_endpoint_of_something_else():
+    for status, says in ((200, "no {} answers there"), (405, "no {} answers there"), (401, "access denied"),
+                         (404, "create it first"), (500, "can't be reached: HTTP 500")):  # fmt: skip
+        with web_server(status) as endpoint:
+            line = refused(f"s3://{s3().bucket}/x", "--endpoint", endpoint, "--region", "us-east-1", *bounded())
+            assert says.format("server of this kind") in line and "check" in line, line
+            line = refused(f"{endpoint}/dav", *bounded())
+            assert says.format("WebDAV server") in line and "check" in line, line
+
+
+@contextlib.contextmanager
+def web_server(status: int):
+    """A server that says `status` and a page of HTML to everything."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def answer(self):
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(status)
+            self.send_header("content-type", "text/html")
+            self.send_header("content-length", "5")
+            self.end_headers()
+            self.wfile.write(b"" if self.command == "HEAD" else b"<p>hi")
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_PROPFIND = do_MKCOL = answer
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 def test_directory_url_that_is_not_there():
-    refused("file:///no/such/directory")
+    refused("file:///no/such/directory", says="there is no directory /no/such/directory; make it first")
+    file = scratch("points") / "no-directory"
+    file.write_text("")
+    refused(f"file://{file}", says=f"{file} is a file; give a directory")
 
 
 def test_mount_point_that_is_missing_or_no_directory():
@@ -242,6 +310,30 @@ def test_a_full_cache_disk_is_told_and_the_mount_lives():
         detach(disk)
 
 
+def test_bytes_altered_on_the_cache_disk_are_never_read():
+    here = Mount(unique("altered"))
+    body = os.urandom(4 << 20)
+    s3().put(f"{here.prefix}/f", body)
+
+    def read_past_the_page_cache():
+        with open(here.path / "f", "rb") as f:
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            return f.read()
+
+    for _ in range(2):
+        assert read_past_the_page_cache() == body
+    requests = here.requests()["get"]
+    (block,) = (here.cache / "blocks").glob("*.block")
+    with open(block, "r+b") as f:
+        f.seek(1234567)
+        f.write(bytes([body[1234567] ^ 1]))
+    time.sleep(0.2)  # what was just checked is believed for 100 ms
+    assert read_past_the_page_cache() == body
+    assert here.status()["fs"]["read"]["corrupt_granules"] == 1
+    assert here.requests()["get"] == requests + 1
+    here.stop()
+
+
 # ---- the store goes away -------------------------------------------------------------------------
 
 
@@ -315,19 +407,22 @@ class LineMount(Mount):
         return [self.line.endpoint if a == s3().endpoint else a for a in super().argv(*extra)]
 
 
-def sticky_then_mended(here: LineMount, path: pathlib.Path, body: bytes):
-    """After a failed close: open, fsync and rename fail too, as long as the bytes are not in the bucket."""
+def sticky_then_mended(here: LineMount, path: pathlib.Path, number: int, before: bytes):
+    """After a failed close: open and rename say so until the file is written again, store or no store."""
     renamed = path.with_name("renamed")
-    fails_with_storage_errno(os.rename, path, renamed)
-    fails_with_storage_errno(open, path, "rb")
+    raises(number, os.rename, path, renamed)
+    raises(number, open, path, "rb")
     here.line.mend()
-    try:
-        os.rename(path, renamed)  # may try the upload again, but must not lie
-        assert s3().get(f"{here.prefix}/renamed") == body, "renamed without its bytes"
-    except OSError as e:
-        assert e.errno in STORAGE_ERRNOS, e
     eventually("the mount works again", lambda: recovers(here), 30, 0.2)
+    key = f"{here.prefix}/{path.name}"
+    for _ in range(2):
+        raises(number, os.rename, path, renamed)
+        raises(number, open, path, "rb")
+        raises(number, open, path, "ab")
+    assert not renamed.exists() and s3().get(key) == before, "it came to the bucket all the same"
+    assert here.status()["fs"]["failed"] == [key], here.status()["fs"]
     path.write_bytes(b"second try")
+    assert here.status()["fs"]["failed"] == []
     assert path.read_bytes() == b"second try"
     assert s3().get(f"{here.prefix}/{path.name}") == b"second try"
 
@@ -357,10 +452,57 @@ def test_10_a_store_that_is_gone_is_an_error_at_close_and_sticks():
     f = open(here.path / "f", "wb", buffering=0)
     f.write(b"lost")
     here.line.cut()
-    fails_with_storage_errno(os.close, os.dup(f.fileno()))
-    fails_with_storage_errno(f.close)  # and again from the last one
+    number = fails_with_storage_errno(os.close, os.dup(f.fileno()))
+    raises(number, os.fsync, f.fileno())
+    raises(number, f.close)  # and again from the last one
     assert s3().get(f"{here.prefix}/f") == b"first"
-    sticky_then_mended(here, here.path / "f", b"lost")
+    sticky_then_mended(here, here.path / "f", number, b"first")
+    here.stop()
+    here.line.close()
+
+
+def test_10_a_failed_fsync_is_repeated_until_more_is_written():
+    here = LineMount(unique("fsync"), *bounded())
+    (here.path / "f").write_bytes(b"first")
+    with open(here.path / "f", "r+b", buffering=0) as f:
+        f.write(b"FIR")
+        here.line.cut()
+        number = fails_with_storage_errno(os.fsync, f.fileno())
+        here.line.mend()
+        eventually("the mount works again", lambda: recovers(here), 30, 0.2)
+        raises(number, os.fsync, f.fileno())
+        assert s3().get(f"{here.prefix}/f") == b"first"
+        f.write(b"S")
+        os.fsync(f.fileno())
+    assert s3().get(f"{here.prefix}/f") == b"FIRSt"
+    assert (here.path / "f").read_bytes() == b"FIRSt"
+    here.stop()
+    here.line.close()
+
+
+def test_10_what_failed_is_tried_once_more_at_unmount_but_never_over_another_nodes_content():
+    here = LineMount(unique("last"), *bounded())
+    for name in ("mine", "theirs"):
+        (here.path / name).write_bytes(b"first")
+    files = [open(here.path / name, "wb", buffering=0) for name in ("mine", "theirs", "new")]
+    here.line.cut()
+    for f in files:
+        f.write(b"late")
+        fails_with_storage_errno(f.close)
+    s3().put(f"{here.prefix}/theirs", b"another node's")
+    here.line.mend()
+    done = run(TRIALFS, "unmount", here.path, ok=None, seconds=90, env=here.env)
+    shown = done.stdout + done.stderr
+    assert done.returncode != 0 and is_mounted(here.path) and "1 file" in shown, shown
+    assert s3().get(f"{here.prefix}/theirs") == b"another node's"
+    for name in ("mine", "new"):
+        assert s3().get(f"{here.prefix}/{name}") == b"late"
+    run(TRIALFS, "unmount", "--force", here.path, ok=None, seconds=90, env=here.env)
+    here.process.wait(60)
+    here.start()
+    kept = list((here.cache / "quarantine").iterdir())
+    assert [f.read_bytes() for f in kept] == [b"late"] and "theirs" in kept[0].name, kept
+    assert (here.path / "theirs").read_bytes() == b"another node's"
     here.stop()
     here.line.close()
 
@@ -393,6 +535,31 @@ def test_a_killed_daemon_leaves_a_mount_point_that_mount_takes_over_and_unmount_
     run(TRIALFS, "unmount", here.path, seconds=30, env=here.env)
     assert not is_mounted(here.path)
     here.clear()
+
+
+def test_after_a_kill_only_what_was_not_uploaded_is_said_to_be_lost():
+    here = Mount(unique("told-apart"))
+    for i in range(5):
+        (here.path / f"closed{i}").write_bytes(b"in the bucket" * 1000)
+    appended = open(here.path / "closed0", "ab", buffering=0)  # and not written
+    rewritten = open(here.path / "closed1", "r+b", buffering=0)
+    rewritten.write(b"IN")
+    begun = open(here.path / "begun", "wb", buffering=0)
+    begun.write(b"never closed")
+    here.kill()
+    for f in (appended, rewritten, begun):
+        try:
+            f.close()
+        except OSError:
+            pass  # its mount is gone
+    here.start()
+    status = here.status()
+    assert status["fs"]["write"]["quarantined_files"] == 2, status
+    kept = sorted(f.read_bytes() for f in (here.cache / "quarantine").iterdir())
+    assert kept == [b"IN the bucket" + b"in the bucket" * 999, b"never closed"], kept
+    for i in range(5):
+        assert (here.path / f"closed{i}").read_bytes() == b"in the bucket" * 1000
+    here.stop()
 
 
 def test_sigterm_finishes_uploads_and_unmounts():

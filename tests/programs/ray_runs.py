@@ -140,6 +140,7 @@ def test_tune_keeps_checkpoints_and_gives_the_results_of_a_plain_directory():
     here = tree("ray-tune")
     on_mount = tuned(here.path)
     compare_experiments(on_mount, tuned(scratch("ray") / "plain"))
+    here.settle()
     if here.is_mount:
         assert_bucket_holds(here.path, here.prefix)
     there = tree("ray-tune", name="b")  # what another node restores from
@@ -220,8 +221,50 @@ def test_train_writes_one_directory_from_two_ranks_through_a_retry():
     snapshot = json.loads((here.path / "train" / "checkpoint_manager_snapshot.json").read_text())
     named = {entry["checkpoint_dir_name"] for entry in snapshot["checkpoint_results"]}
     assert named == {p.name for p in (here.path / "train").glob("checkpoint_*") if p.is_dir()}
+    here.settle()
     if here.is_mount:
         assert_bucket_holds(here.path, here.prefix)
+    here.stop()
+
+
+def saves_alone(config):
+    import pathlib
+    import sys
+    import tempfile
+
+    from ray import train
+
+    sys.path.insert(0, config["scripts"])
+    import trialfs_commit
+
+    with tempfile.TemporaryDirectory() as directory:
+        for n in range(5):
+            pathlib.Path(directory, f"part-{n}").write_bytes(b"%d" % n * 10_000)
+        checkpoint = train.Checkpoint.from_directory(directory)
+        train.report({"done": 1}, checkpoint=checkpoint, checkpoint_upload_fn=trialfs_commit.upload)
+        kept = train.get_context().get_storage().experiment_fs_path
+        names = [p.name for p in pathlib.Path(kept).glob("checkpoint_*")]
+        pathlib.Path(config["state"]).write_text(trialfs_commit.state(pathlib.Path(kept, names[0])))
+
+
+def test_train_with_an_upload_function_that_commits():
+    from ray import train
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    here = tree("ray-upload")
+    ray()
+    state = scratch("ray") / "state"
+    scripts = str(pathlib.Path(__file__).resolve().parents[2] / "scripts")
+    result = DataParallelTrainer(
+        saves_alone,
+        train_loop_config={"scripts": scripts, "state": str(state)},
+        scaling_config=train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        run_config=train.RunConfig(name="train", storage_path=str(here.path)),
+    ).fit()
+    assert result.error is None, result.error
+    assert state.read_text() == "published", state.read_text()
+    with result.checkpoint.as_directory() as directory:
+        assert sorted(p.name for p in pathlib.Path(directory).iterdir()) == [f"part-{n}" for n in range(5)]
     here.stop()
 
 

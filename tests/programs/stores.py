@@ -74,6 +74,34 @@ def test_s3_that_ignores_conditions():
     # The environment names it here: Mount's own --endpoint is SeaweedFS's.
     here_url = f"S3://{bucket}/{unique('no-conditions')}"
     live(here_url, "no-conditions", "--endpoint", endpoint, "--region", "us-east-1", env=keys)
+    file_by_file(f"s3://{bucket}/{unique('no-commits')}", "--endpoint", endpoint, "--region", "us-east-1", env=keys)
+
+
+def file_by_file(url: str, *flags: str, env=None):
+    """Where nothing can be committed at once the mount says so, and checkpoints are plain directories."""
+    here = Mount(unique("file-by-file"), *flags, url=url, env=env)
+    warned = [line for line in here.status()["warnings"] if "checkpoint directories" in line]
+    assert len(warned) == 1, here.status()["warnings"]
+    directory = here.path / "checkpoint_000001"
+    directory.mkdir()
+    (directory / "model").write_bytes(b"m")
+    assert here.status()["fs"]["checkpoints"]["open"] == 0
+    here.remount(fresh_cache=True)
+    assert (directory / "model").read_bytes() == b"m"
+    here.stop()
+
+
+def test_azure():
+    endpoint, container = server("TRIALFS_TEST_AZURE").rsplit("/", 1)
+    keys = {k: os.environ[k] for k in ("AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_KEY")}
+    live(f"az://{container}/{unique('azure')}", "azure", "--endpoint", endpoint, env=keys)
+
+
+def test_google_cloud_storage():
+    """On fake-gcs-server; tests/gcs.rs mounts the emulator, which has what this one lacks."""
+    endpoint, bucket = server("TRIALFS_TEST_GCS").rsplit("/", 1)
+    here_url = f"gs://{bucket}/{unique('gcs')}"
+    live(here_url, "gcs", env={"STORAGE_EMULATOR_HOST": endpoint.removeprefix("http://")})
 
 
 def webdav(variable: str, name: str):

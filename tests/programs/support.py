@@ -97,6 +97,9 @@ class Plain:
 
     is_mount = False
 
+    def settle(self):
+        pass
+
     def stop(self):
         pass
 
@@ -188,6 +191,15 @@ class Mount:
             detach(self.path)
         if self in live:
             live.remove(self)
+
+    def settle(self):
+        """Waits until every checkpoint directory that was written here is committed or given up."""
+
+        def settled():
+            now = self.status()["fs"]["checkpoints"]
+            return now["open"] == 0 and now["waiting"] == 0
+
+        eventually("every checkpoint is committed", settled, 60)
 
     def status(self) -> dict:
         """What the daemon says of itself."""

@@ -271,6 +271,7 @@ impl Actor {
             rule: String::new(),
             loss: attempt.loss,
             lease_ms: 1,
+            written_as: None,
         });
         let head = self.seen.records().heads.get(&work.txn);
         work.begun |= head.is_some();

@@ -239,8 +239,9 @@ fn lay(now: &mut Content, name: RelPath, entry: &Entry) {
                 now.remove(&name);
             }
         }
-        What::File { upload, .. } | What::Symlink { upload } | What::Directory { upload } => {
+        What::File { upload, .. } | What::Symlink { upload } => {
             now.insert(name, ETag(upload.id.clone()));
         }
+        What::Directory => panic!("no scenario has an empty directory"),
     }
 }

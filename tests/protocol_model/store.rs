@@ -160,6 +160,7 @@ impl Store {
 
     fn step(&mut self, step: &Publish, mutant: Option<Mutant>) -> Reply {
         match step {
+            Publish::Mark { .. } => panic!("no scenario has an empty directory"),
             Publish::Complete { name, upload } => {
                 let again = mutant == Some(Mutant::PublishByPut);
                 if !self.spent.insert(upload.id.clone()) && !again {

@@ -80,14 +80,16 @@ struct ResourceType {
 #[derive(Deserialize)]
 struct Empty {}
 
-/// The entries of an answer. `base` is the decoded path of the export, with `/` at its end; what
-/// is not
-/// below it is left out.
+/// The entries of an answer. `base` is the decoded path of the export, with `/` at its end; what is
+/// not below it is left out.
 pub fn entries(body: &[u8], base: &str) -> Result<Vec<Entry>, BucketError> {
     let not_understood = |error: &dyn std::fmt::Display| {
         BucketError::Invalid(format!("the server's PROPFIND is not understood: {error}"))
     };
     let text = std::str::from_utf8(body).map_err(|error| not_understood(&error))?;
+    if !text.contains("multistatus") {
+        return Err(not_understood(&"it is no multistatus")); // a web page is no empty directory
+    }
     let found: Multistatus =
         quick_xml::de::from_str(text).map_err(|error| not_understood(&error))?;
     Ok(found.response.into_iter().filter_map(|response| entry(response, base)).collect())
@@ -166,6 +168,12 @@ mod tests {
     fn the_export_itself_has_the_empty_key() {
         let found = entries(ANSWER.as_bytes(), "/dav/runs/").unwrap();
         assert_eq!((found[0].key.as_str(), found[0].is_collection()), ("", true));
-        assert!(entries(b"<html>", "/").is_err() || entries(b"<html>", "/").unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_web_page_is_no_empty_directory() {
+        assert!(entries(b"<html>", "/").is_err());
+        assert!(entries(b"<html><body>Log in</body></html>", "/").is_err());
+        assert!(entries(br#"<D:multistatus xmlns:D="DAV:"/>"#, "/").unwrap().is_empty());
     }
 }

@@ -1,10 +1,9 @@
 //! What an inode says of an object: its version, its user metadata; and what errnos mean to us.
 //!
 //! A version is the inode, its mtime in nanoseconds and its size: a rename keeps it, and every
-//! rewrite
-//! changes it, since each object is a new file whose mtime is set from a clock that ticks in
-//! nanoseconds
-//! (the kernel's own stamps tick in milliseconds). The ctime is left out: a rename changes it.
+//! rewrite changes it, since each object is a new file whose mtime is set from a clock that ticks
+//! in nanoseconds (the kernel's own stamps tick in milliseconds). The ctime is left out: a rename
+//! changes it.
 
 use std::ffi::{CStr, CString};
 use std::fs::Metadata as Stat;

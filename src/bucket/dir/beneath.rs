@@ -1,10 +1,8 @@
-//! Directories held open, and nothing outside them: every step of a path is taken without
-//! following a
-//! symbolic link, so that none in the export leads out of it.
+//! Directories held open, and nothing outside them: every step of a path is taken without following
+//! a symbolic link, so that none in the export leads out of it.
 //!
-//! Owns the walk and the few calls that `std` does not have. Names below a held directory are
-//! given to
-//! `std::fs` as `/proc/self/fd/<n>/<name>`. The last step is the caller's: it must not follow
+//! Owns the walk and the few calls that `std` does not have. Names below a held directory are given
+//! to `std::fs` as `/proc/self/fd/<n>/<name>`. The last step is the caller's: it must not follow
 //! either.
 
 use std::ffi::CString;

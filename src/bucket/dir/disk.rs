@@ -1,10 +1,8 @@
 //! Objects as files of a directory, synchronously: the natural key is the path.
 //!
 //! Owns: a write is a new file, fsynced, then renamed or linked to its name, and the directory
-//! fsynced.
-//! Nothing is ever written in place, so a reader's open file stays one version. Does not own
-//! uploads,
-//! listings or threads.
+//! fsynced. Nothing is ever written in place, so a reader's open file stays one version. Does not
+//! own uploads, listings or threads.
 
 use std::fs::{self, File, FileTimes, Metadata as Stat, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -323,8 +321,7 @@ impl Disk {
 }
 
 /// Renames a file onto nothing. Where the file system has no such rename (NFS) by link and unlink;
-/// there
-/// the reply to a link may be lost, and "exists" mean ourselves, which the inode tells.
+/// there the reply to a link may be lost, and "exists" mean ourselves, which the inode tells.
 fn place(from: &Path, stat: &Stat, to: &Path) -> Result<(), BucketError> {
     match rename_no_replace(from, to) {
         Err(found) if cannot(&found) => {}

@@ -66,11 +66,17 @@ fn add(
 }
 
 /// All names below `prefix`, the marker of the directory itself first; none if there is no
-/// directory.
+/// directory. One that ends within a name: those of its directory that go on from there.
 fn names(disk: &Disk, prefix: &str, delimiter: bool) -> Result<Vec<String>, BucketError> {
+    let directory = prefix.rfind('/').map_or("", |slash| &prefix[..=slash]);
+    if directory != prefix {
+        let mut names = names(disk, directory, delimiter)?;
+        names.retain(|name| name.starts_with(prefix));
+        return Ok(names);
+    }
     let dirs: Vec<&str> = prefix.split_terminator('/').collect();
     let odd = |dir: &&str| matches!(*dir, "" | "." | "..") || dir.contains('\0');
-    if dirs.iter().any(odd) || !(prefix.is_empty() || prefix.ends_with('/')) {
+    if dirs.iter().any(odd) {
         return Ok(Vec::new());
     }
     let dir = match disk.walk(&dirs).map_err(read_error) {
@@ -88,8 +94,7 @@ fn names(disk: &Disk, prefix: &str, delimiter: bool) -> Result<Vec<String>, Buck
 }
 
 /// Adds the entries of `dir` and, as deep as told, of the directories in it. Left out are links,
-/// special
-/// files, names that are not UTF-8, and our own directory.
+/// special files, names that are not UTF-8, and our own directory.
 fn collect(dir: &Beneath, prefix: &str, depth: usize, names: &mut Vec<String>) -> io::Result<()> {
     for entry in fs::read_dir(dir.itself())? {
         let entry = entry?;

@@ -2,9 +2,8 @@
 //! carries too.
 //!
 //! Who compares a version and then replaces it holds a key's lock alone; who replaces without
-//! looking
-//! shares it, so that no such write falls between the two steps. Keys share a fixed set of lock
-//! files.
+//! looking shares it, so that no such write falls between the two steps. Keys share a fixed set of
+//! lock files.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};

@@ -9,10 +9,9 @@
 //! | `whole` | all parts joined, with the upload's metadata |
 //!
 //! An upload is completed at most once. Under the lock, parts are joined into `whole`, then
-//! removed, then
-//! `whole` is renamed to its key. So after a crash either parts are there (join again), or `whole`
-//! (publish
-//! it), or neither: it was published, and completing answers "not found".
+//! removed, then `whole` is renamed to its key. So after a crash either parts are there (join
+//! again), or `whole` (publish it), or neither: it was published, and completing answers "not
+//! found".
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -21,11 +21,17 @@ pub fn expired(error: &ErrorBody) -> bool {
     matches!(error.code.as_str(), "ExpiredToken" | "TokenRefreshRequired" | "InvalidToken")
 }
 
+/// Never [`BucketError::NotFound`]: that a bucket is gone says nothing of an object.
+pub fn no_bucket() -> BucketError {
+    let text = "there is no such bucket; create it first, or check its name and --endpoint";
+    BucketError::Invalid(text.to_owned())
+}
+
 fn by_code(error: &ErrorBody, text: &str) -> Option<BucketError> {
     let text = text.to_owned();
     Some(match error.code.as_str() {
         "NoSuchKey" | "NoSuchUpload" => BucketError::NotFound,
-        "NoSuchBucket" => BucketError::Invalid("there is no such bucket".to_owned()),
+        "NoSuchBucket" => no_bucket(),
         "PreconditionFailed" => BucketError::Precondition,
         // Another write was under way: not yet known how it ends.
         "ConditionalRequestConflict" | "OperationAborted" => BucketError::Unavailable(text),
@@ -43,11 +49,22 @@ fn by_code(error: &ErrorBody, text: &str) -> Option<BucketError> {
         "QuotaExceeded" | "XMinioAdminBucketQuotaExceeded" => BucketError::Quota(text),
         "NotImplemented" => BucketError::Unsupported("do this"),
         "PermanentRedirect" | "AuthorizationHeaderMalformed" if !error.region.is_empty() => {
-            BucketError::Invalid(format!("the bucket is in region {}: say so", error.region))
+            let region = &error.region;
+            BucketError::Invalid(format!(
+                "the bucket is in region {region}: give --region {region}"
+            ))
         }
-        "AuthorizationHeaderMalformed" | "InvalidAccessKeyId" | "InvalidToken" => {
-            BucketError::Denied(text)
-        }
+        "SignatureDoesNotMatch" => BucketError::Denied(format!(
+            "the secret is not that of the access key ({}); check AWS_SECRET_ACCESS_KEY or the \
+             profile",
+            error.code
+        )),
+        "InvalidAccessKeyId" => BucketError::Denied(format!(
+            "the store does not know the access key ({}); check AWS_ACCESS_KEY_ID or the profile, \
+             and --endpoint",
+            error.code
+        )),
+        "AuthorizationHeaderMalformed" | "InvalidToken" => BucketError::Denied(text),
         _ => return None,
     })
 }

@@ -1,10 +1,8 @@
 //! Who we are to S3: keys from the environment, else whatever the AWS tools would find (profiles,
-//! SSO,
-//! roles, web identity, instance metadata), kept fresh for as long as the mount lives.
+//! SSO, roles, web identity, instance metadata), kept fresh for as long as the mount lives.
 //!
 //! Owns the cached credential and its refresh. Does not own signing. Secrets leave only as the
-//! value that
-//! the signer takes; no error and no `Debug` shows them.
+//! value that the signer takes; no error and no `Debug` shows them.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -53,9 +51,8 @@ enum Source {
 }
 
 impl Credentials {
-    /// Keys of the environment if they are there and no profile is asked for, else the chain.
-    /// Reads files,
-    /// makes no request.
+    /// Keys of the environment if they are there and no profile is asked for, else the chain. Reads
+    /// files, makes no request.
     pub async fn find(
         options: &StoreOptions,
         region: Option<&str>,
@@ -188,8 +185,7 @@ mod chain {
 }
 
 /// Without the AWS tools' chain: what `object_store` finds by itself (web identity, containers,
-/// instance
-/// metadata).
+/// instance metadata).
 #[cfg(not(feature = "aws-config"))]
 mod chain {
     use std::time::SystemTime;

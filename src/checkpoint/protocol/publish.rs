@@ -4,7 +4,7 @@
 
 use super::seen::Becomes;
 use super::{Action, Desk, Publish, Stop};
-use crate::checkpoint::record::{Done, RelPath};
+use crate::checkpoint::record::{Done, RelPath, What};
 use crate::types::ETag;
 
 impl Desk<'_> {
@@ -54,6 +54,9 @@ fn steps(name: &RelPath, becomes: &Becomes<'_>) -> Vec<Publish> {
     match becomes {
         Becomes::Made(entry) => {
             let upload = entry.upload().cloned();
+            if entry.what == What::Directory {
+                return vec![Publish::Mark { name: name.clone() }];
+            }
             let complete = |upload| Publish::Complete { name: name.clone(), upload };
             upload.map(complete).into_iter().collect()
         }

@@ -217,6 +217,11 @@ impl Seen {
         }
     }
 
+    /// The data may have changed since it was listed: list it again before it is shown.
+    pub fn forget_data(&mut self) {
+        self.data = None;
+    }
+
     /// What is known may be old: look before anything else is decided.
     pub fn forget(&mut self) {
         self.current = false;

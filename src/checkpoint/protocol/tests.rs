@@ -28,6 +28,7 @@ fn work(goal: Goal, files: impl IntoIterator<Item = (RelPath, Entry)>) -> Work {
         rule: "ray".into(),
         loss: Loss::Alone,
         lease_ms: 30_000,
+        written_as: None,
     }
 }
 
@@ -118,8 +119,7 @@ fn an_empty_transaction_never_commits() {
 
 #[test]
 fn an_empty_directory_commits_as_its_marker() {
-    let upload = Upload { id: "u".into(), parts: vec!["p".into()] };
-    let root = Entry::new(RelPath::root(), What::Directory { upload });
+    let root = Entry::new(RelPath::root(), What::Directory);
     let mut alone = Alone::default();
     let work = work(commit(), [(RelPath::root(), root)]);
     assert_eq!(alone.run(&work), Action::Stop(Stop::Published(Some(Generation(1)))));

@@ -63,6 +63,7 @@ impl Desk<'_> {
             order: orders.max().unwrap_or(0).saturating_add(1),
             lease_ms: work.lease_ms,
             rule: work.rule.clone(),
+            written_as: work.written_as.clone(),
             loss: work.loss,
             state: State::Open,
             unknown: Default::default(),

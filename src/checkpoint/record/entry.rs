@@ -99,8 +99,8 @@ pub enum What {
     },
     /// The bytes of the upload are the target.
     Symlink { upload: Upload },
-    /// An empty directory: the upload makes its marker.
-    Directory { upload: Upload },
+    /// An empty directory. Its marker is put where none is: stores make no marker of an upload.
+    Directory,
     /// Gone, if it still is the version named here. `None`: nothing stood in the bucket.
     Removed { version: Option<ETag> },
 }
@@ -126,16 +126,14 @@ impl Entry {
     /// The upload to complete, if publishing it is one.
     pub fn upload(&self) -> Option<&Upload> {
         match &self.what {
-            What::File { upload, .. } | What::Symlink { upload } | What::Directory { upload } => {
-                Some(upload)
-            }
-            What::Removed { .. } => None,
+            What::File { upload, .. } | What::Symlink { upload } => Some(upload),
+            What::Directory | What::Removed { .. } => None,
         }
     }
 
     pub(super) fn check(&self) -> Result<(), RecordError> {
         let refuse = |why: &str| Err(RecordError::Invalid(why.into()));
-        if self.name.is_root() && !matches!(self.what, What::Directory { .. }) {
+        if self.name.is_root() && self.what != What::Directory {
             return refuse("a file in the place of its directory");
         }
         if let What::File { size, inline: Some(bytes), .. } = &self.what
@@ -201,7 +199,7 @@ impl TryFrom<Wire> for Entry {
                 inline: wire.inline.as_deref().map(decode).transpose()?,
             },
             WireKind::Symlink => What::Symlink { upload: upload()? },
-            WireKind::Directory => What::Directory { upload: upload()? },
+            WireKind::Directory => What::Directory,
             WireKind::Removed => What::Removed { version: wire.version },
         };
         let (mode, mtime_ns) = (wire.mode, wire.mtime_ns);
@@ -215,7 +213,7 @@ impl From<Entry> for Wire {
         let (kind, size, crc, inline, version) = match entry.what {
             What::File { size, crc, inline, .. } => (WireKind::File, Some(size), crc, inline, None),
             What::Symlink { .. } => (WireKind::Symlink, None, None, None, None),
-            What::Directory { .. } => (WireKind::Directory, None, None, None, None),
+            What::Directory => (WireKind::Directory, None, None, None, None),
             What::Removed { version } => (WireKind::Removed, None, None, None, version),
         };
         Wire {

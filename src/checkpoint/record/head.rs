@@ -24,6 +24,8 @@ pub struct Head {
     pub generation: Generation,
     pub order: u64,
     pub lease_ms: u64,
+    /// The name that the directory has until it is complete, where that is another.
+    pub written_as: Option<Name>,
     pub rule: String,
     pub loss: Loss,
     pub state: State,
@@ -124,6 +126,8 @@ struct Wire {
     generation: Generation,
     order: u64,
     lease_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    written_as: Option<PlainName>,
     #[serde(default)]
     rule: String,
     loss: Loss,
@@ -137,6 +141,9 @@ struct Wire {
     #[serde(flatten)]
     unknown: Unknown,
 }
+
+#[derive(Serialize, Deserialize)]
+struct PlainName(#[serde(with = "plain")] Name);
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -169,6 +176,7 @@ impl TryFrom<Wire> for Head {
             generation: wire.generation,
             order: wire.order,
             lease_ms: wire.lease_ms,
+            written_as: wire.written_as.map(|name| name.0),
             rule: wire.rule,
             loss: wire.loss,
             state,
@@ -193,6 +201,7 @@ impl From<Head> for Wire {
             generation: head.generation,
             order: head.order,
             lease_ms: head.lease_ms,
+            written_as: head.written_as.map(PlainName),
             rule: head.rule,
             loss: head.loss,
             state,

@@ -51,7 +51,8 @@ impl Escaped {
         &self.0
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    /// A name as it stands in a key.
+    pub fn parse(text: &str) -> Option<Self> {
         let escaped = Self(text.into());
         let shortened = || {
             let (kept, hash) = text.strip_prefix(SHORTENED)?.split_once(SHORTENED)?;

@@ -193,7 +193,7 @@ fn whats() -> impl Strategy<Value = What> {
             inline: Some(bytes.into()),
         }),
         uploads().prop_map(|upload| What::Symlink { upload }),
-        uploads().prop_map(|upload| What::Directory { upload }),
+        Just(What::Directory),
         any::<Option<String>>().prop_map(|tag| What::Removed { version: tag.map(ETag) }),
     ]
 }
@@ -251,6 +251,7 @@ fn records() -> impl Strategy<Value = Record> {
                     generation,
                     order,
                     lease_ms,
+                    written_as: (number % 2 == 0).then(|| Name::new("tmp-x").unwrap()),
                     rule,
                     loss,
                     state,

@@ -69,6 +69,57 @@ async fn bytes_altered_on_the_cache_disk_are_fetched_again() {
     }
 }
 
+/// The system's time, and as much later as the test says.
+#[derive(Debug, Default)]
+struct LaterClock(std::sync::atomic::AtomicU64);
+
+impl clock::Clock for LaterClock {
+    fn now(&self) -> std::time::Instant {
+        let later = self.0.load(std::sync::atomic::Ordering::Relaxed);
+        clock::system().now() + Duration::from_secs(later)
+    }
+
+    fn wall(&self) -> std::time::SystemTime {
+        clock::system().wall()
+    }
+
+    fn random(&self) -> u64 {
+        clock::system().random()
+    }
+}
+
+#[tokio::test]
+async fn bytes_altered_after_they_were_read_and_found_right_are_fetched_again() {
+    let bench = Bench::new();
+    let later = Arc::new(LaterClock::default());
+    let config = config(bench.dir.path().join("later"));
+    let reader = Reader::new(bench.bucket.clone(), later.clone(), config).unwrap();
+    let (version, bytes) = bench.object("k", 4 * MIB).await;
+    let handle = reader.open(version);
+    let read = async || {
+        let mut all = Vec::new();
+        while all.len() < bytes.len() {
+            all.extend(reader.read(&handle, all.len() as u64, 128 << 10).await.unwrap());
+        }
+        all
+    };
+    read().await;
+    until(|| reader.status().in_flight_bytes == 0).await;
+    assert!(read().await == bytes);
+    let gets = bench.store.gets().len();
+    let mut files = std::fs::read_dir(bench.dir.path().join("later")).unwrap();
+    let block = files.find_map(|file| {
+        let path = file.unwrap().path();
+        path.extension().is_some_and(|end| end == "block").then_some(path)
+    });
+    let file = std::fs::OpenOptions::new().write(true).open(block.unwrap()).unwrap();
+    file.write_all_at(b"XYZ", 3 * MIB + 777).unwrap();
+    later.0.store(1, std::sync::atomic::Ordering::Relaxed);
+    assert!(read().await == bytes);
+    assert_eq!(reader.status().corrupt_granules, 1);
+    assert_eq!(bench.store.gets().len(), gets + 1);
+}
+
 #[tokio::test]
 async fn a_cache_file_cut_short_or_deleted_is_fetched_again() {
     let bench = Bench::new();

@@ -4,6 +4,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
+use crate::write::Prepared;
 
 const SIZE_MAX: usize = 12 * PART;
 const STEPS: usize = 3_000;
@@ -14,6 +15,8 @@ struct Run {
     expected: Vec<u8>,
     random: StdRng,
     kernel_writes: bool,
+    /// Uploads that are not complete, each with the content that it must make.
+    prepared: Vec<(Prepared, Vec<u8>)>,
 }
 
 impl Run {
@@ -25,7 +28,7 @@ impl Run {
             staged.complete().await.unwrap();
             staged.set_passthrough();
         }
-        Self { rig, staged, expected, random, kernel_writes }
+        Self { rig, staged, expected, random, kernel_writes, prepared: Vec::new() }
     }
 
     fn range(&mut self) -> (usize, usize) {
@@ -37,7 +40,7 @@ impl Run {
     async fn step(&mut self) {
         let (start, end) = self.range();
         let (offset, len) = (start as u64, (end - start) as u64);
-        match self.random.random_range(0..20) {
+        match self.random.random_range(0..23) {
             0..8 => self.write(start, end).await,
             8..10 => {
                 let len = if self.random.random_bool(0.1) { 0 } else { start };
@@ -64,6 +67,8 @@ impl Run {
             16 => self.write_in_order().await,
             17 => self.staged.look_ahead(),
             18 => self.fail_an_upload().await,
+            19..21 => self.prepare().await,
+            21 => self.publish().await,
             _ => self.upload().await,
         }
         assert_eq!(self.staged.size().unwrap(), self.expected.len() as u64);
@@ -108,6 +113,35 @@ impl Run {
         }
     }
 
+    async fn prepare(&mut self) {
+        if !self.rig.store.capabilities.multipart {
+            return;
+        }
+        let before = self.rig.object("k");
+        let prepared = self.staged.prepare().await.unwrap();
+        assert!(self.staged.is_prepared());
+        assert_eq!(self.rig.object("k"), before);
+        let crc = crc_fast::crc64_nvme(&self.expected);
+        assert!(prepared.crc.is_none_or(|found| found == crc));
+        if self.prepared.iter().all(|(known, _)| *known != prepared) {
+            self.prepared.push((prepared, self.expected.clone()));
+        }
+    }
+
+    async fn publish(&mut self) {
+        if self.prepared.is_empty() {
+            return;
+        }
+        let at = self.random.random_range(0..self.prepared.len());
+        let (prepared, content) = self.prepared.swap_remove(at);
+        let unchanged =
+            self.staged.is_prepared() && prepared == self.staged.prepare().await.unwrap();
+        let etag = self.rig.complete(&prepared).await;
+        assert_eq!(self.rig.object("k").unwrap(), content);
+        self.staged.published(&prepared, etag);
+        assert_eq!(self.staged.is_dirty(), !unchanged);
+    }
+
     async fn upload(&mut self) {
         let made = self.staged.upload(&Condition::Always).await.unwrap();
         assert_eq!(made.size, self.expected.len() as u64);
@@ -124,6 +158,9 @@ async fn run(seed: u64, rig: Rig, kernel_writes: bool) {
         run.step().await;
     }
     run.upload().await;
+    for (prepared, _) in run.prepared.drain(..) {
+        run.rig.writer.abort(&prepared.key, &prepared.upload);
+    }
     run.rig.writer.drained().await;
     assert_eq!(run.rig.writer.status().dirty_bytes, 0);
     let Run { rig, staged, .. } = run;

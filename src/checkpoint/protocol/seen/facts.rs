@@ -176,10 +176,10 @@ impl Seen {
     }
 
     /// What a generation does to each name. Within a transaction the last word on a name counts; of
-    /// several transactions the last that makes something of it; a removal never touches what
-    /// another made, only the version that it names.
+    /// several transactions the last that makes something of it. A removal takes back what the same
+    /// mount made before; of what another made it touches only the version that it names.
     pub fn content(&self, seal: &Seal) -> Result<Content<'_>, Unclear> {
-        let mut content = Content::new();
+        let (mut content, mut makers) = (Content::new(), BTreeMap::new());
         for sealed in &seal.records {
             let Some(head) = self.records.heads.get(&sealed.txn) else {
                 return Err(Unclear::Look);
@@ -189,12 +189,19 @@ impl Seen {
             }
             for (name, entry) in self.manifest(&head.record)? {
                 let what = content.entry(name).or_insert_with(Becomes::nothing);
+                let own = makers.get(name) == Some(&&head.record.writer);
                 match (&entry.what, what) {
+                    (What::Removed { version }, what @ Becomes::Made(_)) if own => {
+                        *what = Becomes::Gone(version.iter().collect());
+                    }
                     (What::Removed { version }, Becomes::Gone(versions)) => {
                         versions.extend(version);
                     }
                     (What::Removed { .. }, Becomes::Made(_)) => {}
-                    (_, what) => *what = Becomes::Made(entry),
+                    (_, what) => {
+                        makers.insert(name, &head.record.writer);
+                        *what = Becomes::Made(entry);
+                    }
                 }
             }
         }

@@ -1,0 +1,315 @@
+//! Transactions begun and added to.
+//!
+//! Cost: the first write in a directory 1 LIST and 1 PUT; a file's close its upload, and for each
+//! [`WRITTEN_DOWN_MIN`] of them 1 PUT more.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::commit::Root;
+use super::{Checkpoint, Member, Place, State, Transaction, Writers};
+use crate::checkpoint::driver::{Driver, Ended};
+use crate::checkpoint::protocol::{Goal, Intent, Stop, Work};
+use crate::checkpoint::record::{Entry, Loss, RelPath, State as Standing, Upload, What};
+use crate::checkpoint::rules::{Event, Heard, Rule, Torn};
+use crate::clock::ulid;
+use crate::fs::Fs;
+use crate::fs::error::Errno;
+use crate::fs::handles::OpenFile;
+use crate::types::{Ino, Kind};
+use crate::write::Prepared;
+
+/// So many closed files wait to be written down together: as many as a head takes by itself, so
+/// that a small directory needs no record of its files before it is frozen.
+const WRITTEN_DOWN_MIN: usize = 64;
+
+impl Fs {
+    /// The place of an inode that is about to be written, if that is to be in a transaction.
+    pub(in crate::fs) fn writing_place(&self, ino: Ino) -> Option<Place> {
+        self.place_of_written(ino).filter(|place| self.takes_part(place))
+    }
+
+    /// The same for a name that is to be made.
+    pub(in crate::fs) fn writing_place_of_new(
+        &self,
+        parent: Ino,
+        name: &crate::types::Name,
+        kind: Kind,
+    ) -> Option<Place> {
+        self.place_of_new(parent, name, kind).filter(|place| self.takes_part(place))
+    }
+
+    /// A directory that only records know takes part while a transaction is open in it.
+    fn takes_part(&self, place: &Place) -> bool {
+        place.rule.is_some() || place.checkpoint.is_busy()
+    }
+
+    /// Sees to it that a transaction of ours is open where `place` says, and that the process of
+    /// `thread` counts as one of its writers. `root`: the directory's inode, where it is there.
+    pub(in crate::fs) async fn begin(&self, place: &Place, thread: u32) -> Result<(), Errno> {
+        let checkpoint = &place.checkpoint;
+        self.end_dead_attempt(checkpoint).await?;
+        if self.joined(place, thread) {
+            return Ok(());
+        }
+        let mut driver = checkpoint.driver.lock().await;
+        if self.joined(place, thread) {
+            return Ok(());
+        }
+        let id = ulid(&*self.clock).parse().map_err(|_| Errno::EIO)?;
+        let mut open = Transaction {
+            id,
+            begun: false,
+            root: place.root,
+            written_as: place.written_as.clone(),
+            members: BTreeMap::new(),
+            changed: self.uptime(),
+            heard: None,
+            torn: Torn::No,
+            renewed: self.clock.now(),
+            writers: Writers::default(),
+            spare: Vec::new(),
+        };
+        open.writers.add(thread);
+        let rule = place.rule.clone().or_else(|| checkpoint.state.lock().rule.clone());
+        let rule = rule.or_else(|| self.checkpoints.rule_without_name());
+        self.freeze_first(checkpoint, &mut driver).await?;
+        let work = self.work(&open, rule.as_ref(), Goal::Hold);
+        match driver.run(&Intent::Write(&work)).await? {
+            Ended::Stop(Stop::Held) => open.begun = true,
+            ended => {
+                tracing::error!(name = %checkpoint.name(), ?ended, "no transaction was begun");
+                return Err(Errno::EIO);
+            }
+        }
+        {
+            let mut state = checkpoint.state.lock();
+            state.rule = rule;
+            state.open = Some(open);
+        }
+        drop(driver);
+        if !place.rel.is_root() {
+            self.mark_staged(place.root); // this node sees what it writes at once
+        }
+        self.tend_to(checkpoint);
+        Ok(())
+    }
+
+    /// Nothing of a process that was killed is listed, here either, once its parent knows.
+    pub(in crate::fs) async fn end_dead_attempts(&self) -> Result<(), Errno> {
+        for checkpoint in self.checkpoints.busy() {
+            let torn = {
+                let mut state = checkpoint.state.lock();
+                let open = state.open.as_mut();
+                open.is_some_and(|open| open.is_torn() && !open.members.is_empty())
+            };
+            if torn {
+                self.tear_transaction(&checkpoint, Root::Goes).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is frozen here is so in the bucket, too, before the next begins: an open transaction of
+    /// ours that is not the one that begins counts there as left by an earlier life.
+    async fn freeze_first(
+        &self,
+        checkpoint: &Checkpoint,
+        driver: &mut Driver,
+    ) -> Result<(), Errno> {
+        for id in self.own(checkpoint) {
+            let heads = &driver.seen().records().heads;
+            let open = heads.get(&id).is_some_and(|head| head.record.state == Standing::Open);
+            if let Some(work) = self.frozen_work(checkpoint, id).filter(|_| open) {
+                driver.run(&Intent::Write(&work)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A retry must not join what a killed process left: that is torn first.
+    async fn end_dead_attempt(&self, checkpoint: &Arc<Checkpoint>) -> Result<(), Errno> {
+        let dead = {
+            let mut state = checkpoint.state.lock();
+            let Some(open) = &mut state.open else { return Ok(()) };
+            let dead = open.is_torn();
+            if dead && open.members.is_empty() {
+                // It made nothing: there is nothing to be torn.
+                open.torn = Torn::No;
+                open.writers = Writers::default();
+            }
+            dead && !open.members.is_empty()
+        };
+        if dead { self.tear_transaction(checkpoint, Root::Stays).await } else { Ok(()) }
+    }
+
+    fn joined(&self, place: &Place, thread: u32) -> bool {
+        let mut state = place.checkpoint.state.lock();
+        let Some(open) = &mut state.open else { return false };
+        open.writers.add(thread);
+        open.changed = self.uptime();
+        true
+    }
+
+    /// A directory may be complete now that nobody writes a file of it any more.
+    pub(in crate::fs) fn writer_is_gone_from(&self, ino: Ino) {
+        if let Some(place) = self.place(ino).filter(|place| place.checkpoint.is_busy()) {
+            place.checkpoint.wake.notify_one();
+        }
+    }
+
+    /// What the protocol is told of a transaction.
+    pub(super) fn work(&self, txn: &Transaction, rule: Option<&Rule>, goal: Goal) -> Work {
+        let files = txn.members.iter().map(|(rel, member)| (rel.clone(), member.entry.clone()));
+        Work {
+            txn: txn.id,
+            begun: txn.begun,
+            files: files.collect(),
+            goal,
+            rule: rule.map(|rule| rule.name.clone()).unwrap_or_default(),
+            loss: rule.map_or(Loss::Poison, |rule| rule.loss),
+            lease_ms: self.checkpoints.config().lease.as_millis() as u64,
+            written_as: txn.written_as.clone(),
+        }
+    }
+
+    /// Makes an inode the directory of the transaction that was begun for it.
+    pub(in crate::fs) fn root_is(&self, checkpoint: &Checkpoint, root: Ino) {
+        if let Some(open) = &mut checkpoint.state.lock().open {
+            open.root = root;
+        }
+    }
+
+    /// A file's bytes go to the store, and what it becomes into the transaction. The caller holds
+    /// the inode's `io`.
+    pub(in crate::fs) async fn prepare_file(
+        &self,
+        place: &Place,
+        ino: Ino,
+        file: &OpenFile,
+    ) -> Result<(), Errno> {
+        let Some(staged) = file.state.lock().staged.clone() else { return Ok(()) };
+        staged.set_key(place.key());
+        if staged.is_prepared() && self.is_member(place, ino) {
+            return Ok(());
+        }
+        if file.state.lock().short {
+            file.state.lock().fail(Errno::ENOSPC);
+            return Err(Errno::ENOSPC);
+        }
+        match staged.prepare().await {
+            Ok(prepared) => {
+                file.state.lock().failed = None;
+                self.add_file(place, ino, prepared).await
+            }
+            Err(error) => {
+                tracing::error!(ino = ino.0, %error, "an upload failed");
+                let errno = Errno::from(error);
+                file.state.lock().fail(errno);
+                Err(errno)
+            }
+        }
+    }
+
+    fn is_member(&self, place: &Place, ino: Ino) -> bool {
+        let state = place.checkpoint.state.lock();
+        let mut all = state.frozen.iter().chain(&state.open);
+        all.any(|txn| {
+            let member = txn.members.get(&place.rel).and_then(|member| member.file.as_ref());
+            member.is_some_and(|(of, _)| *of == ino)
+        })
+    }
+
+    async fn add_file(&self, place: &Place, ino: Ino, prepared: Prepared) -> Result<(), Errno> {
+        let entry = self.entry_of(place, ino, &prepared)?;
+        self.add(place, Member { entry, file: Some((ino, prepared)) }).await?;
+        if let Some(name) = place.direct() {
+            self.hear(&place.checkpoint, &Event::Closed(name));
+        }
+        Ok(())
+    }
+
+    fn entry_of(&self, place: &Place, ino: Ino, prepared: &Prepared) -> Result<Entry, Errno> {
+        let namespace = self.namespace.lock();
+        let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
+        let upload = Upload { id: prepared.upload.clone(), parts: prepared.parts.clone() };
+        let what = match inode.kind {
+            Kind::Symlink => What::Symlink { upload },
+            _ => What::File { size: prepared.size, crc: prepared.crc, upload, inline: None },
+        };
+        let mtime = crate::namespace::attrs::nanos(prepared.modified);
+        Ok(Entry {
+            mode: Some(inode.attributes.mode),
+            mtime_ns: Some(mtime),
+            ..Entry::new(place.rel.clone(), what)
+        })
+    }
+
+    /// A word on one name, in the transaction that is open there or a new one.
+    pub(super) async fn add(&self, place: &Place, member: Member) -> Result<(), Errno> {
+        self.begin(place, 0).await?;
+        let unwritten = {
+            let mut state = place.checkpoint.state.lock();
+            let Some(open) = &mut state.open else { return Err(Errno::EIO) };
+            open.changed = self.uptime();
+            let old = open.members.insert(place.rel.clone(), member);
+            if let Some((_, prepared)) = old.and_then(|old| old.file) {
+                open.spare.push((prepared.key, prepared.upload));
+            }
+            open.members.len()
+        };
+        place.checkpoint.wake.notify_one();
+        if unwritten.is_multiple_of(WRITTEN_DOWN_MIN) {
+            self.write_down(&place.checkpoint).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes down what is closed: for a directory of many files, so that freezing it is quick.
+    async fn write_down(&self, checkpoint: &Arc<Checkpoint>) -> Result<(), Errno> {
+        let mut driver = checkpoint.driver.lock().await;
+        let work = {
+            let state = checkpoint.state.lock();
+            let Some(open) = &state.open else { return Ok(()) };
+            self.work(open, state.rule.as_ref(), Goal::Hold)
+        };
+        driver.run(&Intent::Write(&work)).await?;
+        Ok(())
+    }
+
+    /// Something happened that may be the sign that the directory is complete.
+    pub(super) fn hear(&self, checkpoint: &Checkpoint, event: &Event<'_>) {
+        let mut state = checkpoint.state.lock();
+        let sign = match event {
+            Event::Explicit => crate::checkpoint::record::Sign::Explicit,
+            _ => crate::checkpoint::record::Sign::Sign,
+        };
+        let is_sign = state.rule.as_ref().is_none_or(|rule| rule.is_sign(event));
+        let explicit = *event == Event::Explicit;
+        if !explicit && !is_sign {
+            return;
+        }
+        // Of what is frozen, too: a pause before the sign does not make it another's.
+        let State { open, frozen, .. } = &mut *state;
+        for txn in frozen.iter_mut().chain(open) {
+            txn.heard = txn.heard.max(Some(sign));
+        }
+        drop(state);
+        checkpoint.wake.notify_one();
+    }
+
+    /// Time since the mount, by which transactions count.
+    pub(super) fn uptime(&self) -> std::time::Duration {
+        self.clock.now().saturating_duration_since(self.started)
+    }
+}
+
+/// What a rule is told of a sign that came.
+pub(super) fn heard(txn: &Transaction) -> Option<Heard> {
+    txn.heard.map(|sign| Heard { sign })
+}
+
+/// The names a transaction has something to say of.
+pub(super) fn files(txn: &Transaction) -> usize {
+    txn.members.keys().filter(|rel: &&RelPath| !rel.is_root()).count()
+}
