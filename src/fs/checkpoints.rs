@@ -29,7 +29,7 @@ mod tend;
 mod write;
 mod writers;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -127,9 +127,11 @@ pub struct State {
     pub tended: bool,
     /// The losses that somebody who asked for a commit takes.
     pub accept: Accept,
-    /// How often a transaction ended, and what the last error was.
+    /// How many transactions were committed.
     pub committed: u64,
-    pub lost: u64,
+    /// Those that are lost: what was opened in one of them joins no later one, however long its
+    /// upload takes.
+    pub lost: BTreeSet<TxnId>,
 }
 
 /// A transaction of this mount.
@@ -226,7 +228,7 @@ impl Checkpoints {
             status.open += u64::from(state.open.is_some());
             status.waiting += state.frozen.len() as u64;
             status.committed += state.committed;
-            status.lost += state.lost;
+            status.lost += state.lost.len() as u64;
             if (state.open.is_some() || !state.frozen.is_empty()) && status.names.len() < NAMED_MAX
             {
                 status.names.push(met.name());
@@ -264,6 +266,19 @@ impl State {
     /// What is being written, if the inode `root` is the directory of that.
     pub fn open_at(&mut self, root: Ino) -> Option<&mut Transaction> {
         self.open.as_mut().filter(|open| open.root == root)
+    }
+
+    /// Takes out what is open: it is lost.
+    pub fn lose_open(&mut self) -> Option<Transaction> {
+        let open = self.open.take()?;
+        self.lost.insert(open.id);
+        Some(open)
+    }
+
+    /// Takes a frozen one out.
+    pub fn take_frozen(&mut self, id: TxnId) -> Option<Transaction> {
+        let at = self.frozen.iter().position(|txn| txn.id == id)?;
+        Some(self.frozen.remove(at))
     }
 
     /// Whether a name that the bucket has is gone by a word that is not sealed yet.

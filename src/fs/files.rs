@@ -68,13 +68,17 @@ impl Access {
 impl Fs {
     pub async fn open(&self, ino: Ino, flags: i32, thread: u32) -> Result<Opened, Errno> {
         let access = Access::of(flags);
+        let mut within = None;
         if access.write {
             self.writable()?;
             if let Some(place) = self.writing_place(ino) {
-                self.begin(&place, thread).await?;
+                within = Some(self.begin(&place, thread).await?);
             }
         }
         let file = self.handles.shared(ino);
+        if within.is_some() {
+            file.state.lock().written_in = within;
+        }
         let result = self.open_shared(ino, &file, access).await;
         drop(file);
         self.handles.tidy(ino);
@@ -197,8 +201,9 @@ impl Fs {
     ) -> Result<(Entry, Opened), Errno> {
         let (name, key) = self.new_name(parent, name)?;
         let place = self.writing_place_of_new(parent, &name, Kind::File);
+        let mut within = None;
         if let Some(place) = &place {
-            self.begin(place, caller.pid).await?;
+            within = Some(self.begin(place, caller.pid).await?);
         }
         let key = place.as_ref().map_or(key, Place::key);
         let _tree = self.tree.read().await;
@@ -226,7 +231,11 @@ impl Fs {
             ino
         };
         let file = self.handles.shared(ino);
-        file.state.lock().staged = Some(staged);
+        {
+            let mut state = file.state.lock();
+            state.staged = Some(staged);
+            state.written_in = within;
+        }
         self.record_attributes(ino);
         let access = Access { truncate: false, ..Access::of(flags) };
         let opened = self.add_handle(ino, &file, access)?;

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::error::Errno;
+use crate::checkpoint::record::TxnId;
 use crate::namespace::listing::Listing;
 use crate::namespace::{Asked, inode::SeenEntry};
 use crate::read::{ReadHandle, Version};
@@ -57,6 +58,8 @@ pub struct OpenState {
     /// The staging disk was full when the file was closed after writes that only the kernel saw:
     /// some of them may have failed. Nothing of it is published until it is emptied or removed.
     pub short: bool,
+    /// The transaction that it was opened in to be written.
+    pub written_in: Option<TxnId>,
     /// It was part of a transaction that is lost: its bytes go to the quarantine.
     pub lost: bool,
     /// A failed upload: sticks until the file is written again, and that is uploaded.

@@ -53,7 +53,7 @@ impl Fs {
         // unless it is sealed by now.
         let frozen = version.is_none() && self.is_frozen(place);
         if frozen {
-            self.begin(place, 0).await?;
+            self.begin_holding_io(place).await?;
             if self.is_sealed(place).await? {
                 self.publish_own(&place.checkpoint).await?;
                 return Ok(false);
@@ -61,7 +61,7 @@ impl Fs {
         }
         if frozen || version.is_some() {
             let entry = Entry::new(place.rel.clone(), What::Removed { version });
-            self.add(place, Member { entry, file: None }).await?;
+            self.add(place, Member { entry, file: None }, &[]).await?;
         }
         Ok(true)
     }
@@ -188,7 +188,7 @@ impl Fs {
         let mut made = None;
         match to.1 {
             Some(place) => {
-                self.begin(place, 0).await?;
+                self.begin_holding_io(place).await?;
                 self.prepare_file(place, ino, file).await?;
             }
             None => {

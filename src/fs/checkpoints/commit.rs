@@ -104,7 +104,7 @@ impl Fs {
         };
         match stop {
             Stop::Published(Some(generation)) => {
-                let Some(txn) = take_frozen(checkpoint, id) else {
+                let Some(txn) = checkpoint.state.lock().take_frozen(id) else {
                     return Ok(Progress::Published(Some(generation)));
                 };
                 self.published(checkpoint, txn, made).await?;
@@ -112,7 +112,7 @@ impl Fs {
                 Ok(Progress::Published(Some(generation)))
             }
             Stop::Nothing | Stop::Held | Stop::Published(None) => {
-                let txn = take_frozen(checkpoint, id);
+                let txn = checkpoint.state.lock().take_frozen(id);
                 self.release_directories(txn.as_ref().map(|txn| txn.root));
                 Ok(Progress::Published(None))
             }
@@ -124,7 +124,12 @@ impl Fs {
             | Stop::Frozen
             | Stop::Absent => {
                 tracing::error!(name = %checkpoint.name(), ?stop, "a checkpoint was not committed");
-                if let Some(txn) = take_frozen(checkpoint, id) {
+                let lost = {
+                    let mut state = checkpoint.state.lock();
+                    state.lost.insert(id);
+                    state.take_frozen(id)
+                };
+                if let Some(txn) = lost {
                     self.lose(checkpoint, txn, Uploads::Abort, Root::Goes).await;
                 }
                 Ok(Progress::Lost)
@@ -238,7 +243,7 @@ impl Fs {
         checkpoint: &Arc<Checkpoint>,
         root: Root,
     ) -> Result<(), Errno> {
-        let Some(txn) = checkpoint.state.lock().open.take() else { return Ok(()) };
+        let Some(txn) = checkpoint.state.lock().lose_open() else { return Ok(()) };
         tracing::warn!(name = %checkpoint.name(), "torn: a process that wrote it was killed");
         let result = {
             let mut driver = checkpoint.driver.lock().await;
@@ -258,7 +263,7 @@ impl Fs {
 
     /// What is open is lost: others took it over.
     pub(super) async fn lose_open(&self, checkpoint: &Checkpoint) {
-        let open = checkpoint.state.lock().open.take();
+        let open = checkpoint.state.lock().lose_open();
         if let Some(open) = open {
             self.lose(checkpoint, open, Uploads::Abort, Root::Goes).await;
         }
@@ -267,7 +272,6 @@ impl Fs {
     /// What was written goes to the quarantine; the directory is what it was before. What a later
     /// transaction here wrote since is none of it.
     async fn lose(&self, checkpoint: &Checkpoint, txn: Transaction, uploads: Uploads, root: Root) {
-        checkpoint.state.lock().lost += 1;
         let later = checkpoint.is_busy();
         for (ino, prepared) in txn.members.values().filter_map(|member| member.file.as_ref()) {
             if uploads == Uploads::Abort {
@@ -280,21 +284,26 @@ impl Fs {
         for (key, upload) in &txn.spare {
             self.writer.abort(key, upload);
         }
-        if later {
-            return;
-        }
         // What is open and never was closed has no word in the transaction yet.
         let below = self.namespace.lock().below(txn.root);
         for ino in below {
             let staged = self.namespace.lock().get(ino).is_some_and(|inode| inode.staged);
-            if staged {
+            if staged && (!later || self.was_opened_in(ino, txn.id)) {
                 self.lose_file(ino).await;
             }
+        }
+        if later {
+            return;
         }
         match root {
             Root::Goes => self.forget_directory(txn.root),
             Root::Stays => self.release_directories(Some(txn.root)),
         }
+    }
+
+    fn was_opened_in(&self, ino: Ino, id: TxnId) -> bool {
+        let file = self.handles.shared_if_any(ino);
+        file.is_some_and(|file| file.state.lock().written_in == Some(id))
     }
 
     /// Whether the content of a staged file is still what was prepared so.
@@ -358,10 +367,4 @@ impl Transaction {
         }
         self.torn == Torn::Yes
     }
-}
-
-fn take_frozen(checkpoint: &Checkpoint, id: TxnId) -> Option<Transaction> {
-    let mut state = checkpoint.state.lock();
-    let at = state.frozen.iter().position(|txn| txn.id == id)?;
-    Some(state.frozen.remove(at))
 }

@@ -10,7 +10,7 @@ use super::commit::Root;
 use super::{Checkpoint, Member, Place, State, Transaction, Writers};
 use crate::checkpoint::driver::{Driver, Ended};
 use crate::checkpoint::protocol::{Goal, Intent, Stop, Work};
-use crate::checkpoint::record::{Entry, Loss, RelPath, State as Standing, Upload, What};
+use crate::checkpoint::record::{Entry, Loss, RelPath, State as Standing, TxnId, Upload, What};
 use crate::checkpoint::rules::{Event, Heard, Rule, Torn};
 use crate::clock::ulid;
 use crate::fs::Fs;
@@ -45,16 +45,30 @@ impl Fs {
     }
 
     /// Sees to it that a transaction of ours is open where `place` says, and that the process of
-    /// `thread` counts as one of its writers. `root`: the directory's inode, where it is there.
-    pub(in crate::fs) async fn begin(&self, place: &Place, thread: u32) -> Result<(), Errno> {
+    /// `thread` counts as one of its writers. Returns the transaction.
+    pub(in crate::fs) async fn begin(&self, place: &Place, thread: u32) -> Result<TxnId, Errno> {
+        self.end_dead_attempt(&place.checkpoint).await?;
+        self.join(place, thread).await
+    }
+
+    /// The same for whoever holds the `io` of an inode, and so can't end what a killed process left:
+    /// that wants the `io` of everything in it. EIO where the directory must be torn first.
+    pub(super) async fn begin_holding_io(&self, place: &Place) -> Result<TxnId, Errno> {
+        if self.is_dead_attempt(&place.checkpoint) {
+            place.checkpoint.wake.notify_one();
+            return Err(Errno::EIO);
+        }
+        self.join(place, 0).await
+    }
+
+    async fn join(&self, place: &Place, thread: u32) -> Result<TxnId, Errno> {
         let checkpoint = &place.checkpoint;
-        self.end_dead_attempt(checkpoint).await?;
-        if self.joined(place, thread) {
-            return Ok(());
+        if let Some(id) = self.joined(place, thread) {
+            return Ok(id);
         }
         let mut driver = checkpoint.driver.lock().await;
-        if self.joined(place, thread) {
-            return Ok(());
+        if let Some(id) = self.joined(place, thread) {
+            return Ok(id);
         }
         let id = ulid(&*self.clock).parse().map_err(|_| Errno::EIO)?;
         let mut open = Transaction {
@@ -92,7 +106,7 @@ impl Fs {
             self.mark_staged(place.root); // this node sees what it writes at once
         }
         self.tend_to(checkpoint);
-        Ok(())
+        Ok(id)
     }
 
     /// Nothing of a process that was killed is listed, here either, once its parent knows.
@@ -129,26 +143,32 @@ impl Fs {
 
     /// A retry must not join what a killed process left: that is torn first.
     async fn end_dead_attempt(&self, checkpoint: &Arc<Checkpoint>) -> Result<(), Errno> {
-        let dead = {
-            let mut state = checkpoint.state.lock();
-            let Some(open) = &mut state.open else { return Ok(()) };
-            let dead = open.is_torn();
-            if dead && open.members.is_empty() {
-                // It made nothing: there is nothing to be torn.
-                open.torn = Torn::No;
-                open.writers = Writers::default();
-            }
-            dead && !open.members.is_empty()
-        };
-        if dead { self.tear_transaction(checkpoint, Root::Stays).await } else { Ok(()) }
+        if self.is_dead_attempt(checkpoint) {
+            self.tear_transaction(checkpoint, Root::Stays).await?;
+        }
+        Ok(())
     }
 
-    fn joined(&self, place: &Place, thread: u32) -> bool {
-        let mut state = place.checkpoint.state.lock();
+    /// Whether a killed process wrote in what is open. One that made nothing tears nothing.
+    fn is_dead_attempt(&self, checkpoint: &Checkpoint) -> bool {
+        let mut state = checkpoint.state.lock();
         let Some(open) = &mut state.open else { return false };
+        if !open.is_torn() {
+            return false;
+        }
+        if open.members.is_empty() {
+            open.torn = Torn::No;
+            open.writers.forget_killed();
+        }
+        !open.members.is_empty()
+    }
+
+    fn joined(&self, place: &Place, thread: u32) -> Option<TxnId> {
+        let mut state = place.checkpoint.state.lock();
+        let open = state.open.as_mut()?;
         open.writers.add(thread);
         open.changed = self.uptime();
-        true
+        Some(open.id)
     }
 
     /// A directory may be complete now that nobody writes a file of it any more.
@@ -197,10 +217,14 @@ impl Fs {
             file.state.lock().fail(Errno::ENOSPC);
             return Err(Errno::ENOSPC);
         }
+        // The upload may outlive the transaction: a file of one that is lost meanwhile must not be
+        // the first of the next, which would be committed with that file alone.
+        let within = self.begin_holding_io(place).await?;
+        let opened_in = *file.state.lock().written_in.get_or_insert(within);
         match staged.prepare().await {
             Ok(prepared) => {
                 file.state.lock().failed = None;
-                self.add_file(place, ino, prepared).await
+                self.add_file(place, ino, prepared, &[opened_in, within]).await
             }
             Err(error) => {
                 tracing::error!(ino = ino.0, %error, "an upload failed");
@@ -220,9 +244,21 @@ impl Fs {
         })
     }
 
-    async fn add_file(&self, place: &Place, ino: Ino, prepared: Prepared) -> Result<(), Errno> {
+    /// `after`: the transactions that the file's content comes from.
+    async fn add_file(
+        &self,
+        place: &Place,
+        ino: Ino,
+        prepared: Prepared,
+        after: &[TxnId],
+    ) -> Result<(), Errno> {
         let entry = self.entry_of(place, ino, &prepared)?;
-        self.add(place, Member { entry, file: Some((ino, prepared)) }).await?;
+        let upload = (prepared.key.clone(), prepared.upload.clone());
+        let member = Member { entry, file: Some((ino, prepared)) };
+        if let Err(error) = self.add(place, member, after).await {
+            self.writer.abort(&upload.0, &upload.1);
+            return Err(error);
+        }
         if let Some(name) = place.direct() {
             self.hear(&place.checkpoint, &Event::Closed(name));
         }
@@ -245,11 +281,24 @@ impl Fs {
         })
     }
 
-    /// A word on one name, in the transaction that is open there or a new one.
-    pub(super) async fn add(&self, place: &Place, member: Member) -> Result<(), Errno> {
-        self.begin(place, 0).await?;
+    /// A word on one name, in the transaction that is open there or a new one. EIO if one that it
+    /// comes `after` is lost.
+    pub(super) async fn add(
+        &self,
+        place: &Place,
+        member: Member,
+        after: &[TxnId],
+    ) -> Result<(), Errno> {
+        let is_lost = |state: &State| after.iter().any(|id| state.lost.contains(id));
+        if is_lost(&place.checkpoint.state.lock()) {
+            return Err(Errno::EIO);
+        }
+        self.begin_holding_io(place).await?;
         let unwritten = {
             let mut state = place.checkpoint.state.lock();
+            if is_lost(&state) {
+                return Err(Errno::EIO);
+            }
             let Some(open) = &mut state.open else { return Err(Errno::EIO) };
             open.changed = self.uptime();
             let old = open.members.insert(place.rel.clone(), member);

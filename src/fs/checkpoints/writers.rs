@@ -43,6 +43,11 @@ impl Writers {
         }
     }
 
+    /// Those that a signal killed count no more.
+    pub fn forget_killed(&mut self) {
+        self.0.retain(|process, fd| life(*process, fd) != Life::Killed);
+    }
+
     /// Whether a signal killed one of them. Those that ended well are forgotten.
     pub fn was_one_killed(&mut self) -> bool {
         let mut killed = false;
