@@ -51,8 +51,8 @@ impl Fs {
         self.join(place, thread).await
     }
 
-    /// The same for whoever holds the `io` of an inode, and so can't end what a killed process left:
-    /// that wants the `io` of everything in it. EIO where the directory must be torn first.
+    /// The same for whoever holds the `io` of an inode, and so can't end what a killed process
+    /// left: that wants the `io` of everything in it. EIO where the directory must be torn first.
     pub(super) async fn begin_holding_io(&self, place: &Place) -> Result<TxnId, Errno> {
         if self.is_dead_attempt(&place.checkpoint) {
             place.checkpoint.wake.notify_one();
