@@ -26,6 +26,7 @@ mod directories;
 mod files;
 mod lookup;
 mod names;
+mod processes;
 mod records;
 mod rename;
 mod sync;
@@ -59,6 +60,7 @@ use error::Errno;
 pub use files::{Closer, Opened};
 use handles::Handles;
 pub use handles::{IoMode, Snapshot};
+pub use processes::killed_by_signal;
 pub use rename::Replace;
 
 /// Odd keys remembered by name for `status`; the rest are only counted.
@@ -365,19 +367,6 @@ impl Fs {
     fn wall(&self) -> SystemTime {
         self.clock.wall()
     }
-}
-
-/// Whether a process is being killed by a signal, or was and is not reaped: the flags in field 9 of
-/// `/proc/<pid>/stat`. One whose flags can't be read (another pid namespace) counts as living.
-pub fn killed_by_signal(pid: u32) -> bool {
-    const PF_EXITING: u64 = 0x4;
-    const PF_SIGNALED: u64 = 0x400;
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // The name in field 2 may hold spaces and brackets: fields count from its last bracket.
-    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    let flags = after_name.split(' ').nth(6).and_then(|field| field.parse::<u64>().ok());
-    let killed = PF_EXITING | PF_SIGNALED;
-    flags.is_some_and(|flags| flags & killed == killed)
 }
 
 /// A name from the kernel, to be looked for or made.

@@ -14,6 +14,7 @@ use super::checkpoints::commit::Root;
 use super::error::Errno;
 use super::handles::{FileHandle, Handle, IoMode, OpenFile};
 use super::lookup::SMALL_BYTES_MAX;
+use super::processes::holds_for_writing;
 use super::{Caller, Entry, Fs};
 use crate::bucket::Metadata;
 use crate::read::Version;
@@ -43,8 +44,8 @@ pub struct Opened {
 /// Who lets go of a descriptor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Closer {
-    /// A program that called close(2) or exited by itself.
-    Living,
+    /// A program that called close(2) or exited by itself: its thread.
+    Living(u32),
     /// A process that a signal is killing.
     Killed,
 }
@@ -55,19 +56,21 @@ struct Access {
     write: bool,
     truncate: bool,
     append: bool,
+    /// The thread that asks.
+    thread: u32,
 }
 
 impl Access {
-    fn of(flags: i32) -> Self {
+    fn of(flags: i32, thread: u32) -> Self {
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let truncate = write && flags & libc::O_TRUNC != 0;
-        Self { write, truncate, append: flags & libc::O_APPEND != 0 }
+        Self { write, truncate, append: flags & libc::O_APPEND != 0, thread }
     }
 }
 
 impl Fs {
     pub async fn open(&self, ino: Ino, flags: i32, thread: u32) -> Result<Opened, Errno> {
-        let access = Access::of(flags);
+        let access = Access::of(flags, thread);
         let mut within = None;
         if access.write {
             self.writable()?;
@@ -174,8 +177,8 @@ impl Fs {
             staged.set_passthrough();
         }
         drop(state);
-        let (writable, append) = (access.write, access.append);
-        let handle = FileHandle { ino, file: file.clone(), writable, append, mode };
+        let (opener, writable, append) = (access.thread, access.write, access.append);
+        let handle = FileHandle { ino, opener, file: file.clone(), writable, append, mode };
         let handle = self.handles.add(Handle::File(handle));
         Ok(Opened { handle, mode, keep_cache, backing })
     }
@@ -237,7 +240,7 @@ impl Fs {
             state.written_in = within;
         }
         self.record_attributes(ino);
-        let access = Access { truncate: false, ..Access::of(flags) };
+        let access = Access { truncate: false, ..Access::of(flags, caller.pid) };
         let opened = self.add_handle(ino, &file, access)?;
         Ok((self.entry(ino)?, opened))
     }
@@ -335,7 +338,11 @@ impl Fs {
             let dirty = state.staged.as_ref().is_some_and(|staged| staged.is_dirty());
             state.short |= full && dirty;
         }
-        if torn { Ok(()) } else { self.sync(open.ino, &open.file).await }
+        match closer {
+            Closer::Killed => Ok(()),
+            Closer::Living(thread) if is_yet_to_be_filled(&open, thread) => Ok(()),
+            Closer::Living(_) => self.sync(open.ino, &open.file).await,
+        }
     }
 
     /// fsync(2): the object, and what is recorded of it.
@@ -503,6 +510,18 @@ impl Fs {
         drop(file);
         self.handles.tidy(oldest);
     }
+}
+
+/// Whether a close is no end: `exec > file` opens the file, gives it the number 1 and closes
+/// the number that it came under, before the first byte. Published, that would take the old
+/// content from everybody for as long as the program runs.
+fn is_yet_to_be_filled(open: &FileHandle, thread: u32) -> bool {
+    let state = open.file.state.lock();
+    let empty = |staged: &Arc<Staged>| staged.is_dirty() && staged.size().is_ok_and(|n| n == 0);
+    // With one handle of ours, whatever descriptor there still is leads to it.
+    let alone = state.writers == 1 && state.staged.as_ref().is_some_and(empty);
+    drop(state);
+    alone && [thread, open.opener].iter().any(|pid| holds_for_writing(*pid, open.ino))
 }
 
 fn read_file(file: &std::fs::File, offset: u64, size: u32) -> Result<Bytes, Errno> {

@@ -170,6 +170,8 @@ pub enum Handle {
 #[derive(Clone, Debug)]
 pub struct FileHandle {
     pub ino: Ino,
+    /// The thread that opened it.
+    pub opener: u32,
     pub file: Arc<OpenFile>,
     pub writable: bool,
     pub append: bool,

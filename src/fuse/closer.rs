@@ -3,5 +3,5 @@
 use crate::fs::{Closer, killed_by_signal};
 
 pub(super) fn closer(pid: u32) -> Closer {
-    if killed_by_signal(pid) { Closer::Killed } else { Closer::Living }
+    if killed_by_signal(pid) { Closer::Killed } else { Closer::Living(pid) }
 }

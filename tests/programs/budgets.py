@@ -8,7 +8,7 @@ per page; a 4 KiB create-write-close 1 PUT beyond its lookup; and an idle mount 
 import os
 import time
 
-from support import Mount, main, s3, unique
+from support import Mount, main, run, s3, unique
 
 KEYS_PER_PAGE = 1000
 
@@ -109,6 +109,9 @@ def test_a_small_file_costs_one_put_beyond_its_lookup():
     assert total(spent) <= 1 + 2, f"create-write-close cost {spent}"
     spent = cost(here, create)  # over what is there
     assert spent.get("put", 0) <= 1 and total(spent) <= 1 + 2, f"a rewrite cost {spent}"
+    for _ in "new", "over what is there":
+        spent = cost(here, lambda: run("sh", "-c", f"echo line > {here.path}/d/redirected"))
+        assert spent.get("put", 0) == 1 and total(spent) <= 1 + 2, f"a redirection cost {spent}"
     here.stop()
 
 

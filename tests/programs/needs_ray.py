@@ -7,10 +7,11 @@ import errno
 import os
 import shutil
 import stat
+import subprocess
 import threading
 
 from nodes import check, key, mounted, nodes, places, raises, same
-from support import main, s3
+from support import eventually, main, s3
 
 
 def test_01_mkdir_races_between_nodes_end_in_one_directory():
@@ -106,6 +107,34 @@ def test_06_a_rewrite_replaces_at_close_and_not_before():
             f.flush()
             assert "n06/fresh" not in s3().keys(nodes()[0].prefix), "an object before close"
         assert s3().get(key(a / "fresh")) == b"x"
+
+
+def test_06_a_redirected_program_that_has_written_nothing_yet_does_not_empty_the_old_file():
+    """The shell opens the file, gives it the number 1 and closes the number it came under: no end."""
+    a, b = places("n06-redirected")
+    (a / "log").write_bytes(b"of the run before")
+    for script, new in (
+        ("exec > {}; read go; echo new", b"new\n"),  # a close by the shell itself
+        ("{{ sh -c 'read go'; echo newer; }} > {}", b"newer\n"),  # and one by a child that inherited it
+        ("exec > {}; read go", b""),
+    ):
+        old = (a / "log").read_bytes()
+        command = ["bash", "-c", script.format(a / "log")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as shell:
+            eventually("the shell has emptied it", lambda: (a / "log").stat().st_size == 0)
+            for _ in range(20):
+                same(b / "log", old) if mounted() else None
+            shell.stdin.write(b"go\n")
+        assert shell.returncode == 0
+        same(b / "log", new)
+        if mounted():
+            assert s3().get(key(a / "log")) == new
+    with subprocess.Popen(["bash", "-c", f"exec > {a}/log; read go"], stdin=subprocess.PIPE) as shell:
+        eventually("the shell waits", lambda: (a / "log").stat().st_size == 0)
+        twin = os.open(a / "log", os.O_WRONLY)  # with another handle open, a close is a close
+        os.close(twin)
+        same(b / "log", b"")
+        shell.stdin.close()
 
 
 def test_07_eight_writers_of_one_process():

@@ -243,7 +243,7 @@ impl Program {
 
     /// close(2) by a living program: its error is the program's. The descriptor is gone either way.
     pub async fn close(&self, open: Open) -> Result<(), Errno> {
-        let flushed = self.fs.flush(open.handle, Closer::Living).await;
+        let flushed = self.fs.flush(open.handle, Closer::Living(0)).await;
         self.fs.release(open.handle).await;
         self.told(|| "close".to_owned(), flushed)
     }
