@@ -221,6 +221,13 @@ impl Reader {
         whole
     }
 
+    /// Takes the file that [`Reader::whole_file`] gave out of the cache and names it `to`, which is
+    /// new and on the same file system: the caller may write to it from now on. No request. Errors:
+    /// others hold the file too (`ResourceBusy`, and nothing happened), or it can't be moved.
+    pub fn take(&self, handle: &ReadHandle, held: &Arc<File>, to: &Path) -> io::Result<()> {
+        self.catalog.give_away(&handle.hold.entry, held, to)
+    }
+
     /// The key was removed or replaced: its bytes are freed, those that open handles may still want
     /// when the last of these is closed. No request.
     pub fn forget(&self, key: &Key) {

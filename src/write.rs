@@ -80,7 +80,7 @@ mod uploader;
 mod tests;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -156,6 +156,22 @@ impl Writer {
     pub fn stage(&self, key: Key, base: Option<Base>) -> Result<Arc<Staged>, WriteError> {
         let disk = self.shared.staging.create(&ulid(&*self.shared.clock), &key)?;
         Ok(Staged::new(self.shared.clone(), disk, key, base)?)
+    }
+
+    /// A staged file with all of `base`: the file that `bring` moves to the path it is given, on
+    /// the disk of the staging directory. No request. ENOSPC as above, and what `bring` fails of.
+    pub fn stage_whole(
+        &self,
+        key: Key,
+        base: Base,
+        bring: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> Result<Arc<Staged>, WriteError> {
+        let id = ulid(&*self.shared.clock);
+        let disk = self.shared.staging.take_over(&id, &key, bring)?;
+        let size = base.size;
+        let staged = Staged::new(self.shared.clone(), disk, key, Some(base))?;
+        staged.state.lock().extents.fetched(0..size);
+        Ok(staged)
     }
 
     /// Aborts a prepared upload that nothing will ever complete; nobody waits for it. One request.

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use super::checkpoints::{ACCEPT_TORN, COMMIT_XATTR, Losses, STATE_XATTR};
 use super::error::Errno;
 use super::{Entry, Fs};
-use crate::types::{Ino, Kind};
+use crate::types::{Ino, Key, Kind};
 use crate::write::Base;
 
 /// The longest value of an extended attribute, as on ext4 with its inline limit lifted, in bytes.
@@ -240,10 +240,34 @@ impl Fs {
             Some(place) => place.key(),
             None => self.namespace.lock().key(ino).ok_or(Errno::ESTALE)?,
         };
-        let staged = self.writer.stage(key, base)?;
+        let staged = match self.stage_what_passes(ino, file, &key)? {
+            Some(staged) => staged,
+            None => self.writer.stage(key, base)?,
+        };
         file.state.lock().staged = Some(staged.clone());
         self.mark_staged(ino);
         Ok(staged)
+    }
+
+    /// The cached file that readers pass through to, taken out of the cache: the kernel takes no
+    /// other for the writer's handle, and so they see what is written. No request.
+    fn stage_what_passes(
+        &self,
+        ino: Ino,
+        file: &super::handles::OpenFile,
+        key: &Key,
+    ) -> Result<Option<std::sync::Arc<crate::write::Staged>>, Errno> {
+        let base = self.base_of(ino, true)?;
+        let mut state = file.state.lock();
+        let (Some(passing), Some(base)) = (state.passing.take(), base) else { return Ok(None) };
+        let take = |to: &std::path::Path| self.reader.take(&passing.reading, &passing.file, to);
+        match self.writer.stage_whole(key.clone(), base, take) {
+            Ok(staged) => Ok(Some(staged)),
+            Err(error) => {
+                state.passing = Some(passing);
+                Err(error.into())
+            }
+        }
     }
 
     /// The staged file at hand, if it is the content to go on from.

@@ -6,13 +6,14 @@
 use std::ffi::OsStr;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
 use super::checkpoints::Place;
 use super::checkpoints::commit::Root;
 use super::error::Errno;
-use super::handles::{FileHandle, Handle, IoMode, OpenFile};
+use super::handles::{Backing, FileHandle, Handle, IoMode, OpenFile, Passing};
 use super::lookup::SMALL_BYTES_MAX;
 use super::processes::holds_for_writing;
 use super::{Caller, Entry, Fs};
@@ -38,7 +39,7 @@ pub struct Opened {
     /// The pages the kernel holds are of this very version.
     pub keep_cache: bool,
     /// With [`IoMode::Passthrough`]: what to pass through to.
-    pub backing: Option<Arc<Staged>>,
+    pub backing: Option<Backing>,
 }
 
 /// Who lets go of a descriptor.
@@ -116,6 +117,7 @@ impl Fs {
                 self.settle(ino, file);
             } else {
                 self.revalidate_for_reading(ino, file).await?;
+                self.offer_whole(ino, file)?;
             }
         }
         self.add_handle(ino, file, access)
@@ -140,6 +142,23 @@ impl Fs {
         Ok(())
     }
 
+    /// Where all of what is to be read is cached the kernel reads it by itself.
+    fn offer_whole(&self, ino: Ino, file: &OpenFile) -> Result<(), Errno> {
+        if !self.passthrough.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let Some(version) = self.version(ino)? else { return Ok(()) };
+        let mut state = file.state.lock();
+        if state.handles() > 0 || state.staged.is_some() || state.passing.is_some() {
+            return Ok(());
+        }
+        if let Some(whole) = self.reader.whole_file(&version) {
+            state.small = None;
+            state.passing = Some(Passing { file: whole, reading: self.reader.open(version) });
+        }
+        Ok(())
+    }
+
     async fn truncate_staged(&self, ino: Ino, staged: &Staged) -> Result<(), Errno> {
         staged.truncate(0).await?;
         let mut namespace = self.namespace.lock();
@@ -160,7 +179,7 @@ impl Fs {
     fn add_handle(&self, ino: Ino, file: &Arc<OpenFile>, access: Access) -> Result<Opened, Errno> {
         let mut namespace = self.namespace.lock();
         let inode = namespace.get_mut(ino).ok_or(Errno::ESTALE)?;
-        let enabled = self.passthrough.load(std::sync::atomic::Ordering::Relaxed);
+        let enabled = self.passthrough.load(Ordering::Relaxed);
         let may_pass = enabled && inode.attributes.mode & SET_ID == 0;
         let mut state = file.state.lock();
         let mode = state.choose_mode(may_pass);
@@ -172,8 +191,11 @@ impl Fs {
         if mode == IoMode::Cached {
             inode.paged = inode.object.clone();
         }
-        let backing = state.staged.clone().filter(|_| mode == IoMode::Passthrough);
-        if let Some(staged) = &backing {
+        if mode != IoMode::Passthrough {
+            state.passing = None;
+        }
+        let backing = state.backing().filter(|_| mode == IoMode::Passthrough);
+        if let Some(Backing::Staged(staged)) = &backing {
             staged.set_passthrough();
         }
         drop(state);
@@ -370,7 +392,7 @@ impl Fs {
             *state.count(open.mode) -= 1;
             state.writers -= u32::from(open.writable);
             if state.handles() == 0 {
-                state.small = None;
+                (state.small, state.passing) = (None, None);
             }
             open.writable && state.writers == 0
         };

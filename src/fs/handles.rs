@@ -28,8 +28,31 @@ pub enum IoMode {
     Cached,
     /// Every read and write comes to us.
     Direct,
-    /// Straight to and from the staged file.
+    /// Straight to and from the staged file, or from a whole cached one.
     Passthrough,
+}
+
+/// What the kernel passes through to.
+#[derive(Clone, Debug)]
+pub enum Backing {
+    Staged(Arc<Staged>),
+    Cached(Arc<std::fs::File>),
+}
+
+impl Backing {
+    pub fn file(&self) -> &std::fs::File {
+        match self {
+            Self::Staged(staged) => staged.file(),
+            Self::Cached(file) => file,
+        }
+    }
+}
+
+/// A whole cached file that the kernel reads by itself, and what keeps it in the cache.
+#[derive(Debug)]
+pub struct Passing {
+    pub file: Arc<std::fs::File>,
+    pub reading: ReadHandle,
 }
 
 /// What the handles of one inode share.
@@ -47,6 +70,9 @@ pub struct OpenState {
     /// Reads of an unlinked file whose object is gone.
     pub orphan: Option<Arc<std::fs::File>>,
     pub reading: Option<(Version, Arc<ReadHandle>)>,
+    /// What readers pass through to while nothing is staged. The kernel takes one file for all
+    /// handles of an inode, so a writer that comes has this very file staged.
+    pub passing: Option<Passing>,
     /// A small file whole, as it came with the answer at its open.
     pub small: Option<(Version, Bytes)>,
     pub writers: u32,
@@ -103,10 +129,20 @@ impl OpenState {
         (!written).then_some(failed.errno)
     }
 
+    /// The file for a handle that passes through.
+    pub fn backing(&self) -> Option<Backing> {
+        let staged = self.staged.clone().map(Backing::Staged);
+        staged
+            .or_else(|| self.passing.as_ref().map(|passing| Backing::Cached(passing.file.clone())))
+    }
+
     /// The mode the next handle must have. `may_pass`: the kernel, the options and the file's mode
     /// allow passthrough.
     pub fn choose_mode(&self, may_pass: bool) -> IoMode {
-        let whole = self.staged.as_ref().is_some_and(|staged| staged.is_complete());
+        let whole = match &self.staged {
+            Some(staged) => staged.is_complete(),
+            None => self.passing.is_some(),
+        };
         if self.passthrough > 0 || (may_pass && whole && self.cached == 0 && self.direct == 0) {
             IoMode::Passthrough
         } else if self.staged.is_some() || self.orphan.is_some() {

@@ -1,4 +1,4 @@
-//! Staged files the kernel passes through to: one registration per inode, shared by its handles.
+//! The files the kernel passes through to: one registration per inode, shared by its handles.
 
 use std::collections::HashMap;
 use std::io;
@@ -54,13 +54,13 @@ fn back(
     opened: &mut Opened,
     register: impl FnOnce(&std::fs::File) -> io::Result<BackingId>,
 ) -> Option<Arc<BackingId>> {
-    let staged = opened.backing.take()?;
+    let backing = opened.backing.take()?;
     let mut backings = backings.lock();
     if let Some((id, handles)) = backings.get_mut(&ino) {
         *handles += 1;
         return Some(id.clone());
     }
-    match register(staged.file()) {
+    match register(backing.file()) {
         Ok(id) => {
             let id = Arc::new(id);
             backings.insert(ino, (id.clone(), 1));

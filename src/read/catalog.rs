@@ -247,6 +247,15 @@ impl Catalog {
         Ok(())
     }
 
+    /// Takes the file that `held` is out of the cache and names it `to`. `Err`: it is cached no
+    /// more, but others hold it or it could not be named so.
+    pub fn give_away(&self, entry: &Entry, held: &Arc<File>, to: &Path) -> io::Result<()> {
+        let evicted = entry.give_away(held).ok_or(ErrorKind::ResourceBusy)?;
+        self.give_back(evicted.left.bytes);
+        let id = evicted.file.ok_or(ErrorKind::NotFound)?;
+        self.disk.give(id, to).inspect_err(|_| self.disk.remove(id))
+    }
+
     /// Reads all of a cached object, so that every granule is checked and its CRC logged, without
     /// which a restart can't use an adopted file. Waits for the disk.
     pub fn learn(&self, entry: &Entry) {

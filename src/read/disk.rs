@@ -104,6 +104,13 @@ impl Disk {
         fs::rename(path, self.path(id)).map(|()| id)
     }
 
+    /// Moves a file out of the directory. On error it is where it was.
+    pub fn give(&self, id: FileId, to: &Path) -> io::Result<()> {
+        fs::rename(self.path(id), to)?;
+        self.note(&Record::Gone { file: id });
+        Ok(())
+    }
+
     /// Deletes a file; open descriptors keep its bytes.
     pub fn remove(&self, id: FileId) {
         if let Err(error) = fs::remove_file(self.path(id))

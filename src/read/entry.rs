@@ -311,6 +311,14 @@ impl Entry {
         Some(whole)
     }
 
+    /// Takes the whole file out of the cache for whoever holds it, if nobody else does.
+    pub fn give_away(&self, held: &Arc<File>) -> Option<Evicted> {
+        let state = self.state.lock();
+        let whole = &state.file.as_ref()?.whole;
+        let only = whole.strong_count() == 1 && std::ptr::eq(whole.as_ptr(), Arc::as_ptr(held));
+        only.then(|| self.empty(state))
+    }
+
     /// Closes the descriptor; the next reading opens it again.
     pub fn close_file(&self) {
         let closed = self.state.lock().file.as_mut().and_then(|f| f.open.take());

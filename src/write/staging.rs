@@ -73,16 +73,33 @@ impl StagingDir {
 
     /// An empty staged file (0600). ENOSPC where the disk is all but full.
     pub fn create(&self, id: &str, key: &Key) -> io::Result<StagedFile> {
+        let path = self.path_for(id, key)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        Ok(StagedFile { file, path, quarantine: self.quarantine.clone() })
+    }
+
+    /// A file that `bring` moves to the path it is given, as a staged one.
+    pub fn take_over(
+        &self,
+        id: &str,
+        key: &Key,
+        bring: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> io::Result<StagedFile> {
+        let path = self.path_for(id, key)?;
+        bring(&path)?;
+        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        Ok(StagedFile { file, path, quarantine: self.quarantine.clone() })
+    }
+
+    fn path_for(&self, id: &str, key: &Key) -> io::Result<PathBuf> {
         let (free, all) = free_and_all_bytes(&self.dir)?;
         if free < FREE_BYTES_MIN.min(all / FREE_PART_MIN) {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         let escaped = utf8_percent_encode(key.as_str(), NON_ALPHANUMERIC).to_string();
         let tail = &escaped[escaped.len().saturating_sub(KEY_IN_NAME_BYTES_MAX)..];
-        let path = self.dir.join(format!("{id}.{tail}"));
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(StagedFile { file, path, quarantine: self.quarantine.clone() })
+        Ok(self.dir.join(format!("{id}.{tail}")))
     }
 }
 

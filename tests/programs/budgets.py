@@ -75,6 +75,23 @@ def test_an_open_of_a_known_file_asks_once():
     here.stop()
 
 
+def test_a_whole_cached_file_is_read_by_the_kernel_alone():
+    body = os.urandom(3 << 20)
+    here = Mount(fill("whole", []))
+    s3().put(f"{here.prefix}/f", body)
+    assert (here.path / "f").read_bytes() == body
+    before = here.status()["fs"]["read"]["read_bytes"]
+
+    def again():
+        assert (here.path / "f").read_bytes() == body
+
+    spent = cost(here, again)
+    assert total(spent) == 1, f"an open of a whole cached file cost {spent}"
+    if os.geteuid() == 0:
+        assert here.status()["fs"]["read"]["read_bytes"] == before, "its reads came to the daemon"
+    here.stop()
+
+
 def test_a_listing_asks_once_per_page():
     few = Mount(fill("list", [f"f{i:03}" for i in range(50)]))
     spent = cost(few, lambda: os.listdir(few.path))

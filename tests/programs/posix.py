@@ -122,6 +122,48 @@ def test_permissions_are_checked_for_other_users():
         private.stop()
 
 
+def test_a_reader_of_a_cached_file_sees_what_is_written_after_its_open():
+    """It is open on the cached file itself, which the kernel reads; that file is then the writer's."""
+    a, b = places("cached")
+    body = os.urandom(3_000_000)
+    (a / "f").write_bytes(body)
+    same(b / "f", body)
+    same(b / "f", body)
+    with open(b / "f", "rb", buffering=0) as reader, open(b / "f", "rb", buffering=0) as other:
+        assert reader.read(100) == body[:100]
+        with open(b / "f", "ab") as log:
+            log.write(b"tail")
+        assert os.pread(reader.fileno(), 10, len(body)) == b"tail"
+        same(a / "f", body + b"tail")
+        with open(b / "f", "r+b") as patch:
+            patch.write(b"head")
+        assert os.pread(other.fileno(), 8, 0) == b"head" + body[4:8]
+        (b / "f").write_bytes(b"anew")
+        assert os.pread(other.fileno(), 10, 0) == b"anew"
+    same(b / "f", b"anew")
+    same(a / "f", b"anew")
+
+
+def test_a_reader_of_a_cached_file_keeps_it_when_it_goes():
+    a, b = places("kept")
+    bodies = {name: os.urandom(2_000_000) for name in ("unlinked", "renamed", "replaced", "elsewhere")}
+    for name, body in bodies.items():
+        (a / name).write_bytes(body)
+        same(b / name, body)
+    readers = {name: open(b / name, "rb", buffering=0) for name in bodies}
+    (b / "unlinked").unlink()
+    (b / "renamed").rename(b / "moved")
+    (b / "new").write_bytes(b"new")
+    (b / "new").rename(b / "replaced")
+    (a / "elsewhere").write_bytes(b"by another node")
+    same(b / "elsewhere", b"by another node")
+    same(b / "replaced", b"new")
+    same(b / "moved", bodies["renamed"])
+    for name, reader in readers.items():
+        assert os.pread(reader.fileno(), 3_000_000, 0) == bodies[name], name
+        reader.close()
+
+
 def test_zz_both_nodes_unmount_cleanly():
     for node in nodes():
         node.stop()
