@@ -34,6 +34,7 @@ needs_others    300
 posix           300
 budgets         300
 foreign         300
+credentials     300
 failures        600
 two_mounts      600
 checkpoints     600

@@ -92,6 +92,11 @@ fn in_plain_words(text: &str) -> Option<&'static str> {
         ("dns error", "the name of the host is not known"),
         ("InvalidContentType", "no TLS is spoken there; write http:// for https://"),
         ("UnknownIssuer", "its certificate is not trusted; give --ca-bundle"),
+        (
+            "CaUsedAsEndEntity",
+            "its certificate is that of a CA, which no server may show; make one with \
+             basicConstraints=CA:FALSE",
+        ),
     ];
     known.iter().find(|(sign, _)| text.contains(sign)).map(|(_, plain)| *plain)
 }

@@ -196,7 +196,7 @@ impl S3 {
         if head && status == 400 {
             // No body says why; a token that expired early is the one reason that passes.
             if let Some(credentials) = &self.credentials {
-                credentials.expire().await;
+                credentials.expire();
             }
             return Err(BucketError::Unavailable("HTTP 400 to HEAD".to_owned()));
         }
@@ -208,7 +208,7 @@ impl S3 {
             (error.code, error.region) = ("PermanentRedirect".to_owned(), region);
         }
         if let Some(credentials) = self.credentials.as_ref().filter(|_| answer::expired(&error)) {
-            credentials.expire().await;
+            credentials.expire();
         }
         Err(http::hold_off(answer::error(status, &error), &told))
     }

@@ -3,11 +3,13 @@
 use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 
 use crate::fs::checkpoints::{ACCEPT_TORN, COMMIT_XATTR};
+use crate::mount::table;
 
 use super::args::CommitArgs;
 use super::units;
@@ -20,11 +22,25 @@ pub fn run(args: &CommitArgs) -> Result<()> {
     if !kind.is_dir() {
         return Err(anyhow!("{shown} is not a directory"));
     }
+    // Elsewhere the kernel would keep the attribute, and nothing would be committed.
+    if !is_ours(kind.dev()).context("can't read /proc/self/mountinfo")? {
+        return Err(not_ours(dir));
+    }
     let value: &[u8] = if args.accept_torn { ACCEPT_TORN } else { b"1" };
     set(dir, value).map_err(|error| why(dir, &error))?;
     let (files, bytes) = content(dir).with_context(|| format!("{shown} is committed, but"))?;
     println!("{shown}: committed, {files} files, {}", units::size(bytes));
     Ok(())
+}
+
+/// Whether a device is one of our mounts.
+fn is_ours(device: u64) -> io::Result<bool> {
+    let device = format!("{}:{}", libc::major(device), libc::minor(device));
+    Ok(table::read()?.iter().any(|mounted| mounted.is_ours() && mounted.device == device))
+}
+
+fn not_ours(dir: &Path) -> anyhow::Error {
+    anyhow!("{} is not on a trialfs mount", dir.display())
 }
 
 fn set(dir: &Path, value: &[u8]) -> io::Result<()> {
@@ -40,7 +56,7 @@ fn set(dir: &Path, value: &[u8]) -> io::Result<()> {
 fn why(dir: &Path, error: &io::Error) -> anyhow::Error {
     let shown = dir.display();
     match error.raw_os_error() {
-        Some(libc::EOPNOTSUPP) => anyhow!("{shown} is not on a trialfs mount"),
+        Some(libc::EOPNOTSUPP) => not_ours(dir),
         Some(libc::EINVAL) => anyhow!(
             "{shown} is no checkpoint directory: no rule knows its name, and nothing was begun in \
              it; mount with --rule to add one"

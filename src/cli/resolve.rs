@@ -143,7 +143,7 @@ fn store_options(
     Ok(StoreOptions {
         endpoint,
         region: given(&args.region, is_s3, &["AWS_REGION", "AWS_DEFAULT_REGION"]),
-        profile: given(&args.profile, is_s3, &["AWS_PROFILE"]),
+        profile: args.profile.clone(), // AWS_PROFILE weighs less, and is read with the files
         path_style: match (args.path_style, args.virtual_hosted) {
             (true, _) => Some(true),
             (_, true) => Some(false),

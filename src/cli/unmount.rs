@@ -34,6 +34,7 @@ static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
 /// Unmounts; true if nothing is left to upload.
 pub fn run(args: &UnmountArgs) -> Result<bool> {
     let point = point::locate(&args.dir)?;
+    std::env::set_current_dir("/").context("can't go to /")?; // called inside it, we would hold it
     let how = match (args.force, args.lazy) {
         (true, _) => How::Force,
         (_, true) => How::Lazy,

@@ -82,6 +82,21 @@ def test_mount_answers_when_it_returns_and_unmount_leaves_nothing():
     assert s3().get(f"{prefix}/f") == b"x" * 5_000_000
 
 
+def test_commit_of_a_directory_elsewhere_is_refused_and_marks_nothing():
+    elsewhere = scratch("elsewhere")
+    done = run(TRIALFS, "commit", elsewhere, ok=(1,))
+    assert "not on a trialfs mount" in done.stderr, done
+    assert os.listxattr(elsewhere) == []
+
+
+def test_an_unmount_from_inside_names_the_shell_and_not_itself():
+    here = Mount(unique("inside"))
+    script = f"cd {here.path}; {TRIALFS} unmount .; exit $?"
+    done = run("sh", "-c", script, ok=(1,), env=here.env)
+    assert "busy: sh (pid" in done.stderr and "trialfs (pid" not in done.stderr, done.stderr
+    here.stop()
+
+
 def test_default_cache_directories_differ_by_mount():
     prefix = unique("caches")
     with Background(f"s3://{s3().bucket}/{prefix}/a", name="cache-a") as a:
