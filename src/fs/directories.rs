@@ -1,7 +1,7 @@
 //! Reading, making and removing directories.
 //!
 //! Cost: a read from the start is 1 LIST per page of 1000 (and what records cost); mkdir 1 PUT;
-//! rmdir 2 LISTs and 1 DELETE.
+//! rmdir 2 LISTs and 1 DELETE, where only directories are left in it 2 LISTs more.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -325,6 +325,7 @@ impl Fs {
         if let Some(place) = self.place(ino) {
             self.hide_removed(&place, &mut listing);
         }
+        self.bury_in(&key, &mut listing).await?;
         if !listing.entries.is_empty() || !listing.odd.is_empty() {
             return Err(Errno::ENOTEMPTY);
         }
@@ -333,6 +334,24 @@ impl Fs {
         }
         self.remove_control(&key).await?;
         Ok(self.delete(&key).await?)
+    }
+
+    /// Takes names out of a listing that only the records of former directories keep in it.
+    async fn bury_in(&self, directory: &Key, listing: &mut Listing) -> Result<(), BucketError> {
+        let is_directory = |entry: &SeenEntry| matches!(entry, SeenEntry::Directory);
+        if !listing.entries.values().all(is_directory) {
+            return Ok(());
+        }
+        let names: Vec<Name> = listing.entries.keys().cloned().collect();
+        for name in names {
+            let former = Key::new(format!("{directory}{name}/"));
+            if !self.bury(&former).await? {
+                return Ok(());
+            }
+            self.delete(&former).await?; // some stores list it on
+            listing.entries.remove(&name);
+        }
+        Ok(())
     }
 
     /// Removes what is under `<dir>/.trialfs/`, and that itself: where directories are real, and on

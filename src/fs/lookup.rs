@@ -270,15 +270,29 @@ impl Fs {
     }
 
     async fn find_directory(&self, key: &Key) -> Result<Found, BucketError> {
-        let prefix = format!("{key}/");
-        let page = match self.bucket.list(&prefix, true, None, LOOKUP_LIST_MAX).await {
-            Err(BucketError::NotFound | BucketError::WrongKind) => return Ok(Found::Nothing),
+        let prefix = Key::new(format!("{key}/"));
+        let (mut listing, mut whole) = self.first_page(&prefix).await?;
+        if !listing.exists() && listing.control && !self.config.read_only {
+            match self.bury(&prefix).await {
+                // A store may show an empty directory in the place of what it was full of.
+                Ok(true) => (listing, whole) = self.first_page(&prefix).await?,
+                Ok(false) => {}
+                Err(error) => tracing::debug!(%key, %error, "its records stay"),
+            }
+        }
+        Ok(if listing.exists() { Found::Directory(listing, whole) } else { Found::Nothing })
+    }
+
+    /// What the first page of a LIST tells, and whether that was all.
+    async fn first_page(&self, prefix: &Key) -> Result<(Listing, bool), BucketError> {
+        let page = match self.bucket.list(prefix.as_str(), true, None, LOOKUP_LIST_MAX).await {
+            Err(BucketError::NotFound | BucketError::WrongKind) => Default::default(),
             other => other?,
         };
         let whole = page.next.is_none();
         let mut listing = Listing::default();
-        listing.add(&prefix, page);
-        Ok(if listing.exists() { Found::Directory(listing, whole) } else { Found::Nothing })
+        listing.add(prefix.as_str(), page);
+        Ok((listing, whole))
     }
 
     /// What the bucket has of a file at this moment: 1 HEAD. Learns it, and makes the kernel drop

@@ -256,6 +256,10 @@ impl Fs {
             return Ok(true);
         }
         let Some(key) = self.namespace.lock().key(directory) else { return Ok(false) };
+        self.holds_names(&key).await
+    }
+
+    async fn holds_names(&self, key: &Key) -> Result<bool, BucketError> {
         let page = match self.bucket.list(key.as_str(), true, None, PRESENCE_LIST_MAX).await {
             Err(BucketError::NotFound) => return Ok(false),
             other => other?,
@@ -263,6 +267,41 @@ impl Fs {
         let mut listing = Listing::default();
         listing.add(key.as_str(), page);
         Ok(listing.exists())
+    }
+
+    /// Removes the records of a directory that is no more: an S3 client deleted its objects, or a
+    /// record came late. LIST goes on showing it among its parent's names, for everybody. False,
+    /// with nothing removed, if it is one, or more than attributes is recorded in it. 2 LISTs, and
+    /// a DELETE for each record.
+    pub(super) async fn bury(&self, directory: &Key) -> Result<bool, BucketError> {
+        let control = Key::new(format!("{directory}{CONTROL_DIR}/"));
+        let page = match self.bucket.list_all(control.as_str(), false).await {
+            Err(BucketError::NotFound) => Default::default(),
+            other => other?,
+        };
+        let start = format!("{control}{RECORD_PREFIX}");
+        let mut records = page.objects.iter().filter(|object| !object.key.is_marker());
+        if !records.all(|object| object.key.as_str().starts_with(&start)) {
+            return Ok(false);
+        }
+        // Only now, and each as it was listed: a directory that another node makes meanwhile keeps
+        // its records.
+        if self.holds_names(directory).await? {
+            return Ok(false);
+        }
+        let conditional = self.bucket.capabilities().delete_if_match;
+        for object in page.objects {
+            let seen = Some(&object.etag).filter(|_| conditional && !object.key.is_marker());
+            match self.bucket.delete(&object.key, seen).await {
+                Ok(()) | Err(BucketError::NotFound) => {}
+                Err(BucketError::Precondition) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        match self.bucket.delete(&control, None).await {
+            Ok(()) | Err(BucketError::NotFound) => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     fn take_dirty_record(&self, directory: Ino) -> Option<(Key, BTreeMap<String, Recorded>)> {

@@ -2,9 +2,11 @@
 """A bucket that other tools filled mounts as it is, and what POSIX can't name never breaks a listing."""
 
 import os
+import shutil
 import stat
+import time
 
-from support import Mount, main, run, s3, scratch, unique
+from support import Mount, eventually, main, run, s3, scratch, unique
 
 # Keys that no path can be: left out of listings, counted in `status`.
 UNNAMEABLE = ("a//b", "../up", "d/./x", "tab\there", "d/new\nline", "/lead", "d/..")
@@ -79,6 +81,45 @@ def test_an_object_that_is_also_a_prefix_breaks_nothing():
     assert (here.path / "good").read_bytes() == b"g"
     here.stop()
     assert s3().get(f"{prefix}/f") == b"object" and s3().get(f"{prefix}/f/x") == b"under"
+
+
+def test_a_directory_that_another_tool_emptied_can_be_removed_with_what_is_recorded_of_it():
+    """Its records alone keep it in every LIST, though it is none: it could be neither seen nor removed."""
+    prefix = unique("emptied")
+    here, there = Mount(prefix), Mount(prefix, name="b")
+    for name in "looked-at", "alone/deep", "alone", "busy":
+        (here.path / name).mkdir(parents=True, exist_ok=True)
+        (here.path / name / "f").write_bytes(b"x")
+        (here.path / name / "f").chmod(0o600)
+        os.fsync(directory := os.open(here.path / name, os.O_RDONLY))
+        os.close(directory)
+    for key in "looked-at/", "looked-at/f", "alone/deep/", "alone/deep/f", "busy/":
+        s3().client.delete_object(Bucket=s3().bucket, Key=f"{prefix}/{key}")
+    assert "looked-at" in os.listdir(there.path)
+    time.sleep(1.1)  # for so long a name just listed may be believed
+    if not (there.path / "looked-at").exists():  # some stores show an empty directory instead
+        assert "looked-at" not in os.listdir(there.path), "a name that every listing shows and no stat finds"
+    else:
+        os.rmdir(there.path / "looked-at")
+    assert "deep" in os.listdir(there.path / "alone")
+    os.unlink(there.path / "alone" / "f")
+    os.rmdir(there.path / "alone")  # unseen: nothing has looked at what is in it
+    check_gone(there.path / "alone")
+    assert os.stat(there.path / "busy" / "f").st_mode & 0o777 == 0o600, "records of a directory that lives"
+    shutil.rmtree(here.path / "busy")
+    here.stop()
+    there.stop()
+    left = [key for key in every_key(prefix) if not key.startswith(f"{prefix}/.trialfs/")]
+    assert left == [], left
+
+
+def check_gone(path):  # a name just listed may be believed for a second
+    eventually(f"{path} is gone", lambda: not path.exists(), 10)
+
+
+def every_key(prefix: str) -> list[str]:
+    pages = s3().client.get_paginator("list_objects_v2").paginate(Bucket=s3().bucket, Prefix=f"{prefix}/")
+    return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
 
 def test_an_object_changed_behind_the_mount_is_read_whole_or_not_at_all():
