@@ -310,7 +310,8 @@ impl Fs {
         if inode.kind == Kind::Directory {
             stat.size = DIRECTORY_BYTES;
         }
-        if let Some(staged) = staged.filter(|_| inode.staged) {
+        // Of a file that lost its name the staged one is all there is.
+        if let Some(staged) = staged.filter(|_| inode.staged || !inode.linked) {
             stat.size = staged.size().map_err(|_| Errno::EIO)?;
             let modified = staged.modified().map_err(|_| Errno::EIO)?;
             if inode.times_staged != Some(modified) {

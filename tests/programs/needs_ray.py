@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 import threading
 
 from nodes import check, key, mounted, nodes, places, raises, same
@@ -183,6 +184,20 @@ def test_09_an_open_file_survives_its_unlink():
         assert os.fstat(f.fileno()).st_nlink == 0
         assert os.listdir(a) == []
     assert os.listdir(a) == []
+    with tempfile.TemporaryFile(dir=a) as f:  # its size is what was written, also once it has no name
+        f.write(b"x" * 1000)
+        assert f.seek(0, os.SEEK_END) == 1000 == os.fstat(f.fileno()).st_size
+        f.truncate(10)
+        assert os.fstat(f.fileno()).st_size == 10
+    (a / "replaced").write_bytes(b"old")
+    with open(a / "replaced", "ab+") as f:
+        (a / "new").write_bytes(b"new")
+        os.rename(a / "new", a / "replaced")
+        f.write(b" and more")
+        f.flush()
+        assert os.fstat(f.fileno()).st_size == len(b"old and more")
+        f.seek(0)
+        assert f.read() == b"old and more"
     (a / "g").write_bytes(b"uploaded" * 200_000)
     with open(a / "g", "rb") as f:
         os.unlink(a / "g")
