@@ -36,6 +36,9 @@ budgets         300
 foreign         300
 credentials     300
 failures        600
+faults          900
+limits          600
+disk            300
 two_mounts      600
 checkpoints     600
 tools           600

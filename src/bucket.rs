@@ -50,6 +50,7 @@ use retry::Policy;
 
 pub use count::{Operation, RequestCounts};
 pub use error::BucketError;
+pub use http::CHECKED_BYTES_MAX;
 pub use probe::{ReadOnly, probe};
 pub use settle::NONCE;
 pub use store::{
@@ -93,15 +94,21 @@ impl Bucket {
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, io_timeout: Duration) -> Arc<Bucket> {
         let capabilities = RwLock::new(store.capabilities());
         let (policy, counters) = (Policy { io_timeout }, Arc::default());
-        let caller = Arc::new(Caller { store, clock, policy, counters });
+        let admitted = Arc::default();
+        let caller = Arc::new(Caller { store, clock, policy, counters, admitted });
         Arc::new(Self { caller, capabilities })
     }
 
     /// The same store asked with another patience; requests are counted together.
     pub fn with_timeout(&self, io_timeout: Duration) -> Arc<Bucket> {
-        let Caller { store, clock, counters, .. } = &*self.caller;
-        let (store, clock, counters) = (store.clone(), clock.clone(), counters.clone());
-        let caller = Arc::new(Caller { store, clock, policy: Policy { io_timeout }, counters });
+        let Caller { store, clock, counters, admitted, .. } = &*self.caller;
+        let caller = Arc::new(Caller {
+            store: store.clone(),
+            clock: clock.clone(),
+            policy: Policy { io_timeout },
+            counters: counters.clone(),
+            admitted: admitted.clone(),
+        });
         Arc::new(Self { caller, capabilities: RwLock::new(self.capabilities()) })
     }
 

@@ -14,8 +14,11 @@
 //! is and makes fills for the rest, `fetch` runs those as tasks of their own, `catalog` stores what
 //! came and evicts. CRCs (CRC64NVME per granule of 256 KiB) are computed over what came from the
 //! network and compared at the first reading of each granule from the file after it was stored, and
-//! again after a restart. What is read through [`Reader::whole_file`] bypasses us: it is handed out
-//! only if every granule was stored by this process or has been checked since the restart.
+//! again after a restart. An object of up to 4 MiB comes whole, and its checksum is compared before
+//! a byte is handed out. Of a larger one the CRCs of all granules make that of the whole, which is
+//! compared before its last bytes are handed out, if all of it is fetched and cached (1 HEAD). What
+//! is read through [`Reader::whole_file`] bypasses us: it is handed out only if every granule was
+//! stored by this process or has been checked since the restart.
 
 mod cache;
 mod catalog;
@@ -44,7 +47,7 @@ use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 
-use crate::bucket::Bucket;
+use crate::bucket::{Bucket, BucketError, CHECKED_BYTES_MAX};
 use crate::clock::Clock;
 use crate::types::Key;
 
@@ -110,11 +113,18 @@ pub struct Reader {
 pub struct ReadHandle {
     hold: Use,
     ahead: Mutex<ReadAhead>,
+    frauds: u64,
 }
 
 impl ReadHandle {
     pub fn version(&self) -> &Version {
         &self.hold.entry.version
+    }
+
+    /// Whether bytes that were read here were not the object's: then every further read fails, as
+    /// whoever had them must hear of it and the kernel asks twice.
+    pub fn is_doubted(&self) -> bool {
+        self.hold.entry.frauds() != self.frauds
     }
 }
 
@@ -155,7 +165,9 @@ impl Reader {
 
     /// A handle on a version. No request.
     pub fn open(self: &Arc<Self>, version: Version) -> ReadHandle {
-        ReadHandle { hold: self.catalog.hold(&version), ahead: Mutex::default() }
+        let hold = self.catalog.hold(&version);
+        let frauds = hold.entry.frauds();
+        ReadHandle { hold, ahead: Mutex::default(), frauds }
     }
 
     /// The bytes at `offset`; fewer than `len` only at the end of the object. Ready at the first
@@ -172,8 +184,14 @@ impl Reader {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
+        if handle.is_doubted() {
+            return Err(BucketError::Corrupt(fetch::NOT_THE_STORES.to_owned()).into());
+        }
         let entry = &handle.hold.entry;
-        let fetch = handle.ahead.lock().on_read(&range, size, self.limits());
+        let mut fetch = handle.ahead.lock().on_read(&range, size, self.limits());
+        if size <= CHECKED_BYTES_MAX.min(self.fill_bytes_max) {
+            fetch = 0..size; // by one GET, whose body the store's checksum is compared with
+        }
         let plan = self.plan(entry, &range, &fetch);
         if plan.refused {
             handle.ahead.lock().refused(fetch.end);
@@ -213,7 +231,7 @@ impl Reader {
     /// for an empty object. After a restart the first call begins to check the file, unless it is
     /// longer than 1 GiB, which only reading checks, and says `None`.
     pub fn whole_file(&self, version: &Version) -> Option<Arc<File>> {
-        let entry = self.catalog.find(version)?;
+        let entry = self.catalog.find(version).filter(|entry| !self.fetcher.to_compare(entry))?;
         let whole = entry.whole_file(&self.catalog.disk, self.catalog.tick());
         if whole.is_none() && entry.is_whole() {
             self.learn(version);
@@ -226,6 +244,13 @@ impl Reader {
     /// others hold the file too (`ResourceBusy`, and nothing happened), or it can't be moved.
     pub fn take(&self, handle: &ReadHandle, held: &Arc<File>, to: &Path) -> io::Result<()> {
         self.catalog.give_away(&handle.hold.entry, held, to)
+    }
+
+    /// Whether bytes of a version that the kernel kept may be taken for right: they are of a small
+    /// object, which is never handed out unseen, or nothing speaks against them here.
+    pub fn vouches_for(&self, version: &Version) -> bool {
+        version.size <= CHECKED_BYTES_MAX
+            || self.catalog.find(version).is_some_and(|entry| entry.frauds() == 0)
     }
 
     /// The key was removed or replaced: its bytes are freed, those that open handles may still want
@@ -242,6 +267,7 @@ impl Reader {
         let (catalog, hold) = (self.catalog.clone(), self.catalog.hold(version));
         self.fetcher.runtime().spawn_blocking(move || {
             catalog.store(&hold.entry, 0, &[data], Origin::Wanted);
+            hold.entry.set_compared(); // it came from here
         });
     }
 
@@ -274,6 +300,8 @@ impl Reader {
             ahead_bytes: c.ahead_bytes.get(),
             ahead_wasted_bytes: c.ahead_wasted_bytes.get(),
             corrupt_granules: c.corrupt_granules.get(),
+            checked_objects: c.checked_objects.get(),
+            corrupt_objects: c.corrupt_objects.get(),
             disk_errors: c.disk_errors.get(),
             degraded: !catalog.disk.is_usable(),
         }

@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::PanicHookInfo;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tracing::Level;
@@ -18,6 +19,8 @@ use tracing_subscriber::fmt::MakeWriter;
 /// A log file is renamed to `<name>.1` past this; a mount lives for weeks and a cache disk is
 /// finite.
 pub const LOG_FILE_BYTES_MAX: u64 = 32 << 20;
+
+static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// Where the log goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +43,13 @@ pub fn init(level: Level, target: &Target) -> io::Result<()> {
     Ok(())
 }
 
+/// Panics of this process so far. Each was logged; a request that panics is answered EIO.
+pub fn panics() -> u64 {
+    PANICS.load(Ordering::Relaxed)
+}
+
 fn log_panic(info: &PanicHookInfo<'_>) {
+    PANICS.fetch_add(1, Ordering::Relaxed);
     let payload = info.payload();
     let message = payload
         .downcast_ref::<&str>()

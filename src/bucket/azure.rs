@@ -266,6 +266,7 @@ impl Store for Azure {
             multipart: true,
             part_copy: true,
             copy_condition: true,
+            tells_crc: false,
             ranged_reads: true,
             metadata: true,
             markers: true,

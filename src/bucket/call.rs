@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::bucket::count::{Counters, Operation};
@@ -37,6 +38,8 @@ pub struct Caller {
     pub clock: Arc<dyn Clock>,
     pub policy: Policy,
     pub counters: Arc<Counters>,
+    /// Whether the store ever took our credentials: then they are not what is wrong for good.
+    pub admitted: Arc<AtomicBool>,
 }
 
 impl Caller {
@@ -76,7 +79,7 @@ impl Caller {
     ) -> Result<T, BucketError> {
         self.counters.attempt(operation);
         let result = match tokio::time::timeout(limit, ask).await {
-            Ok(result) => result,
+            Ok(result) => self.admission(result),
             Err(_) => Err(BucketError::TimedOut(format!("{operation:?} within {limit:?}"))),
         };
         if let Err(error) = &result
@@ -85,6 +88,20 @@ impl Caller {
             self.counters.error();
         }
         result
+    }
+
+    /// Credentials that were good once may be so again: exchanged keys come late to some servers.
+    fn admission<T>(&self, result: Result<T, BucketError>) -> Result<T, BucketError> {
+        match result {
+            Err(BucketError::Unauthenticated(why)) if self.admitted.load(Ordering::Relaxed) => {
+                Err(BucketError::Unavailable(why))
+            }
+            Ok(_) => {
+                self.admitted.store(true, Ordering::Relaxed);
+                result
+            }
+            result => result,
+        }
     }
 
     fn left(&self, end: Instant) -> Duration {

@@ -113,9 +113,8 @@ fn named(status: u16) -> BucketError {
         408 => BucketError::TimedOut(text),
         412 => BucketError::Precondition,
         414 => BucketError::KeyTooLong,
-        423 | 429 => BucketError::Unavailable(text),
         507 => BucketError::NoSpace(text),
-        500.. => BucketError::Unavailable(text),
+        423 | 429 | 500.. => BucketError::Unavailable(text),
         _ => BucketError::Invalid(text),
     }
 }
@@ -427,8 +426,8 @@ impl Store for WebDav {
             return Err(BucketError::Invalid("an answer without size or ETag".to_owned()));
         };
         http::check_range(headers, &range, size)?;
-        let (modified, metadata) = (http::modified(headers), Metadata::new());
-        Ok((ObjectInfo { size, etag, modified, metadata }, http::body(response)))
+        let info = propfind::info(size, etag, http::modified(headers));
+        Ok((info, http::body(response)))
     }
 
     async fn put(
@@ -585,6 +584,7 @@ impl Store for WebDav {
             multipart: false,
             part_copy: false,
             copy_condition: true,
+            tells_crc: false,
             ranged_reads: true,
             metadata: false,
             markers: true,

@@ -268,6 +268,7 @@ impl Store for Directory {
             multipart: true,
             part_copy: true,
             copy_condition: true,
+            tells_crc: false,
             ranged_reads: true,
             metadata: self.keeps_metadata,
             markers: true,

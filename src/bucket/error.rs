@@ -19,6 +19,11 @@ pub enum BucketError {
     /// EACCES.
     #[error("the store refused: {0}")]
     Denied(String),
+    /// The store does not know the credentials: they are wrong, have ended, or were exchanged and
+    /// the new ones are not known everywhere yet. An answer to whoever never got in; to others
+    /// [`Bucket`] makes it [`BucketError::Unavailable`]. The caller answers EIO.
+    #[error("the store refused: {0}")]
+    Unauthenticated(String),
     /// The store is full. The caller answers ENOSPC.
     #[error("the store is full: {0}")]
     NoSpace(String),

@@ -51,7 +51,7 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use futures::stream;
+use futures::{StreamExt, stream};
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Body as RequestBody, Client, Method, Response, StatusCode, Url};
 
@@ -162,6 +162,7 @@ fn info(headers: &HeaderMap) -> Result<ObjectInfo, BucketError> {
         etag: ETag(etag.to_owned()),
         modified: http::modified(headers),
         metadata: http::metadata(headers, META),
+        crc64nvme: None,
     })
 }
 
@@ -178,7 +179,7 @@ fn check_crc(headers: &HeaderMap, sent: &str) -> Result<(), BucketError> {
         .flat_map(|line| line.split(','))
         .filter_map(|hash| hash.trim().strip_prefix("crc32c="));
     match told.next() {
-        Some(other) if other != sent => Err(BucketError::Corrupt("a part's CRC32C".to_owned())),
+        Some(other) if other != sent => Err(BucketError::Corrupt("another CRC32C".to_owned())),
         _ => Ok(()),
     }
 }
@@ -282,7 +283,15 @@ impl Store for Gcs {
         let response = self.send(request).await?;
         let info = info(response.headers())?;
         http::check_range(response.headers(), &range, info.size)?;
-        Ok((info, http::body(response)))
+        let whole =
+            range.start == 0 && range.end >= info.size && info.size <= http::CHECKED_BYTES_MAX;
+        if !whole {
+            return Ok((info, http::body(response)));
+        }
+        let told = response.headers().clone();
+        let bytes = http::collect(response).await?;
+        check_crc(&told, &crc32c(&bytes))?;
+        Ok((info, stream::iter([Ok(bytes)]).boxed()))
     }
 
     async fn put(
@@ -469,6 +478,7 @@ impl Store for Gcs {
             multipart: true,
             part_copy: false,
             copy_condition: true,
+            tells_crc: false,
             ranged_reads: true,
             metadata: true,
             markers: true,

@@ -29,6 +29,10 @@ const IDLE_CONNECTIONS_MAX: usize = 64;
 /// The largest answer that is read into memory whole: a LIST of 1000 keys of 1 KiB, all escaped, is
 /// under 4 MiB.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Up to this size an object that is read whole is compared with its checksum before a byte of it
+/// is handed on; stores give none for a part of one. On the slowest link that counts as one it
+/// comes within the time of an attempt.
+pub const CHECKED_BYTES_MAX: u64 = 4 << 20;
 /// How much of a server's message goes into ours.
 const MESSAGE_CHARS_MAX: usize = 200;
 

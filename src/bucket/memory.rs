@@ -186,6 +186,7 @@ impl Object {
             etag: self.etag.clone(),
             modified: self.modified,
             metadata: self.metadata.clone(),
+            crc64nvme: Some(crc_fast::crc64_nvme(&self.bytes)),
         }
     }
 
@@ -369,6 +370,7 @@ impl Store for MemoryStore {
             part_copy: true,
             ranged_reads: true,
             copy_condition: true,
+            tells_crc: true,
             metadata: true,
             markers: true,
             real_directories: false,

@@ -359,7 +359,7 @@ mod tests {
         let (key, marker) = (Key::new("k"), Key::new("k/"));
         let (size, modified) = (BODY.len() as u64, std::time::SystemTime::UNIX_EPOCH);
         let metadata = [(MARK.to_owned(), "m".to_owned())].into();
-        let info = ObjectInfo { size, etag: etag.clone(), modified, metadata };
+        let info = ObjectInfo { size, etag: etag.clone(), modified, metadata, crc64nvme: None };
         let bytes = Bytes::from_static(&BODY[RANGE.start as usize..RANGE.end as usize]);
         let listed = ListedObject { key: key.clone(), size, etag: etag.clone(), modified };
         let prefixes = vec![marker.as_str().to_owned()];

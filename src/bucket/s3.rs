@@ -6,8 +6,10 @@
 //! meaning of refusals ([`answer`]).
 
 mod answer;
+mod checksum;
 mod credentials;
 mod endpoint;
+mod marker;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -43,11 +45,6 @@ const COPY_IF_MATCH: HeaderName = HeaderName::from_static("x-amz-copy-source-if-
 const COPY_METADATA: HeaderName = HeaderName::from_static("x-amz-metadata-directive");
 const SSE: HeaderName = HeaderName::from_static("x-amz-server-side-encryption");
 const SSE_KEY: HeaderName = HeaderName::from_static("x-amz-server-side-encryption-aws-kms-key-id");
-
-/// Up to this size an object that is read whole is compared with its CRC64NVME before a byte of it
-/// is handed on; S3 gives none for a part of one. On the slowest link that counts as one it comes
-/// within the time of an attempt.
-const CHECKED_BYTES_MAX: u64 = 4 << 20;
 
 struct S3 {
     client: Client,
@@ -164,12 +161,36 @@ fn set_condition(headers: &mut HeaderMap, condition: &Condition) -> Result<(), B
 
 fn info(headers: &HeaderMap) -> Result<ObjectInfo, BucketError> {
     let size = http::total_size(headers);
+    let mut metadata = http::metadata(headers, META);
+    marker::restore_nonce(headers, &mut metadata);
     Ok(ObjectInfo {
         size: size.ok_or_else(|| BucketError::Invalid("an answer without a size".to_owned()))?,
         etag: etag_of(headers)?,
         modified: http::modified(headers),
-        metadata: http::metadata(headers, META),
+        metadata,
+        crc64nvme: headers.get(CHECKSUM).and_then(checksum::of_header),
     })
+}
+
+fn info_of(response: &Response) -> Result<ObjectInfo, BucketError> {
+    info(response.headers())
+}
+
+/// A GET; of the whole object without a range.
+fn get_request<'a>(
+    key: &'a Key,
+    range: Option<&Range<u64>>,
+    if_match: Option<&ETag>,
+) -> Result<Request<'a>, BucketError> {
+    let mut request = Request::new(Method::GET, key);
+    request.headers.insert(CHECKSUM_MODE, HeaderValue::from_static("ENABLED"));
+    if let Some(range) = range {
+        request.headers.insert(header::RANGE, http::range_value(range));
+    }
+    if let Some(etag) = if_match {
+        request.headers.insert(header::IF_MATCH, quoted(etag)?);
+    }
+    Ok(request)
 }
 
 fn etag_of(headers: &HeaderMap) -> Result<ETag, BucketError> {
@@ -202,7 +223,7 @@ impl S3 {
         }
         let region = http::text(response.headers(), "x-amz-bucket-region").map(str::to_owned);
         let told = response.headers().clone();
-        let body = http::collect(response).await.unwrap_or_default();
+        let body = http::collect(response).await?; // without it a refusal says too little
         let mut error = xml::error(&body).unwrap_or_default();
         if let Some(region) = region.filter(|_| status == 301) {
             (error.code, error.region) = ("PermanentRedirect".to_owned(), region);
@@ -239,6 +260,19 @@ impl S3 {
         Ok(std::mem::take(unsigned.headers_mut()))
     }
 
+    /// Why a HEAD was refused, which has no body that says it: asks for a byte. One request.
+    async fn why_denied(&self, key: &Key) -> BucketError {
+        let mut request = Request::new(Method::GET, key);
+        request.headers.insert(header::RANGE, http::range_value(&(0..1)));
+        match self.send(request).await {
+            // Of an empty object there is no byte to refuse.
+            Ok(_) | Err(BucketError::Invalid(_)) => {
+                BucketError::Unavailable("HTTP 403 to HEAD and none to GET".to_owned())
+            }
+            Err(error) => error,
+        }
+    }
+
     /// Sends a body with its checksum, and once more without if the server knows none.
     async fn send_body(&self, request: Request<'_>) -> Result<Response, BucketError> {
         let Request { method, key, query, headers, body } = request;
@@ -248,7 +282,7 @@ impl S3 {
             return self.send(again(headers)).await;
         }
         let mut checked = headers.clone();
-        checked.insert(CHECKSUM, crc64nvme(&body));
+        checked.insert(CHECKSUM, checksum::header_of(&body));
         match self.send(again(checked)).await {
             Err(error) if refuses_checksums(&error) => {
                 tracing::info!("the store takes no CRC64NVME; going on without");
@@ -280,27 +314,6 @@ impl S3 {
     }
 }
 
-fn crc64nvme(body: &[u8]) -> HeaderValue {
-    let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, body);
-    let text = base64(&crc.to_be_bytes());
-    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(""))
-}
-
-/// Base64 of a checksum: eight bytes, too few to be worth a dependency.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let word = chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
-        let word = word << (8 * (3 - chunk.len()));
-        for i in 0..4 {
-            let symbol = ALPHABET[(word >> (18 - 6 * i)) as usize & 63] as char;
-            text.push(if i <= chunk.len() { symbol } else { '=' });
-        }
-    }
-    text
-}
-
 fn refuses_checksums(error: &BucketError) -> bool {
     match error {
         BucketError::Invalid(text) => text.to_ascii_lowercase().contains("checksum"),
@@ -312,7 +325,13 @@ fn refuses_checksums(error: &BucketError) -> bool {
 #[async_trait]
 impl Store for S3 {
     async fn head(&self, key: &Key) -> Result<ObjectInfo, BucketError> {
-        info(self.send(Request::new(Method::HEAD, key)).await?.headers())
+        let mut request = Request::new(Method::HEAD, key);
+        request.headers.insert(CHECKSUM_MODE, HeaderValue::from_static("ENABLED"));
+        match self.send(request).await {
+            Ok(response) => info(response.headers()),
+            Err(BucketError::Denied(_)) => Err(self.why_denied(key).await),
+            Err(error) => Err(error),
+        }
     }
 
     async fn get(
@@ -321,21 +340,22 @@ impl Store for S3 {
         range: Range<u64>,
         if_match: Option<&ETag>,
     ) -> Result<(ObjectInfo, Body), BucketError> {
-        let mut request = Request::new(Method::GET, key);
-        request.headers.insert(header::RANGE, http::range_value(&range));
-        request.headers.insert(CHECKSUM_MODE, HeaderValue::from_static("ENABLED"));
-        if let Some(etag) = if_match {
-            request.headers.insert(header::IF_MATCH, quoted(etag)?);
+        // Checksums come with whole objects alone, and whole is what is asked for without a range.
+        let whole = range.start == 0 && range.end <= http::CHECKED_BYTES_MAX;
+        let mut response =
+            self.send(get_request(key, (!whole).then_some(&range), if_match)?).await?;
+        let mut info = info_of(&response)?;
+        if whole && info.size > range.end {
+            response = self.send(get_request(key, Some(&range), if_match)?).await?;
+            info = info_of(&response)?;
         }
-        let response = self.send(request).await?;
-        let info = info(response.headers())?;
         http::check_range(response.headers(), &range, info.size)?;
-        let whole = range.start == 0 && range.end >= info.size && info.size <= CHECKED_BYTES_MAX;
+        let whole = whole && info.size <= range.end;
         let Some(sum) = response.headers().get(CHECKSUM).filter(|_| whole).cloned() else {
             return Ok((info, http::body(response)));
         };
         let bytes = http::collect(response).await?;
-        if crc64nvme(&bytes) != sum {
+        if checksum::header_of(&bytes) != sum {
             return Err(BucketError::Corrupt("a GET's body has another CRC64NVME".to_owned()));
         }
         Ok((info, futures::stream::iter([Ok(bytes)]).boxed()))
@@ -352,6 +372,9 @@ impl Store for S3 {
         let mut request = Request { body, headers, ..Request::new(Method::PUT, key) };
         set_condition(&mut request.headers, condition)?;
         http::set_metadata(&mut request.headers, META, metadata)?;
+        if key.is_marker() {
+            marker::set_nonce(&mut request.headers, metadata)?;
+        }
         Ok(Written { etag: etag_of(self.send_body(request).await?.headers())? })
     }
 
@@ -486,6 +509,7 @@ impl Store for S3 {
             multipart: true,
             part_copy: true,
             copy_condition: false, // the probe looks
+            tells_crc: true,
             ranged_reads: true,
             metadata: true,
             markers: true,
@@ -497,18 +521,5 @@ impl Store for S3 {
             part_min: 5 << 20,
             parts_max: 10_000,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn checksums_are_written_as_s3_wants_them() {
-        // The check value of CRC-64/NVME, of the catalogue of CRCs.
-        assert_eq!(crc64nvme(b"123456789"), base64(&0xae8b_1486_0a79_9888u64.to_be_bytes()));
-        assert_eq!(base64(b"foobarb!"), "Zm9vYmFyYiE=");
-        assert_eq!(base64(b""), "");
     }
 }

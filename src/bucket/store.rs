@@ -36,6 +36,9 @@ pub struct ObjectInfo {
     pub etag: ETag,
     pub modified: SystemTime,
     pub metadata: Metadata,
+    /// The CRC64NVME of the whole object, where the store tells it (see
+    /// [`Capabilities::tells_crc`]).
+    pub crc64nvme: Option<u64>,
 }
 
 /// One object of a LIST page. Keys are raw: they may be anything.
@@ -78,6 +81,8 @@ pub struct Capabilities {
     pub ranged_reads: bool,
     /// Copy honours a condition on its destination; else [`crate::bucket::Bucket`] goes by parts.
     pub copy_condition: bool,
+    /// HEAD tells the CRC64NVME of an object that was written with one.
+    pub tells_crc: bool,
     /// User metadata is kept.
     pub metadata: bool,
     /// A marker (`dir/`) keeps an empty directory.

@@ -131,8 +131,50 @@ pub fn etag(text: &str) -> ETag {
 fn parse<T: for<'a> Deserialize<'a>>(body: &[u8], what: &str) -> Result<T, BucketError> {
     let text = std::str::from_utf8(body)
         .map_err(|_| BucketError::Invalid(format!("the {what} is not UTF-8")))?;
+    check_whole(text, what)?;
     quick_xml::de::from_str(text)
         .map_err(|error| BucketError::Invalid(format!("the {what} is not understood: {error}")))
+}
+
+/// What an answer of a store is called.
+const ROOTS: [&str; 8] = [
+    "ListBucketResult",
+    "InitiateMultipartUploadResult",
+    "CompleteMultipartUploadResult",
+    "CopyObjectResult",
+    "CopyPartResult",
+    "EnumerationResults",
+    "BlockList",
+    "multistatus",
+];
+
+/// An answer that was cut on its way is asked for again: it must pass neither for a short listing
+/// nor for something that the store will say for ever.
+pub fn check_whole(text: &str, what: &str) -> Result<(), BucketError> {
+    match is_cut(text) {
+        true => Err(BucketError::Corrupt(format!("the {what} was cut"))),
+        false => Ok(()),
+    }
+}
+
+fn is_cut(text: &str) -> bool {
+    const PROLOG: &str = "<?xml";
+    let text = text.trim_start_matches('\u{feff}').trim();
+    if PROLOG.starts_with(text) {
+        return !text.is_empty();
+    }
+    let root = match text.strip_prefix(PROLOG) {
+        Some(rest) => rest.split_once("?>").map_or("", |(_, root)| root.trim_start()),
+        None => text,
+    };
+    let Some(root) = root.strip_prefix('<') else { return root.is_empty() };
+    let name = root.split(|c: char| c.is_whitespace() || c == '>' || c == '/').next();
+    let name = name.unwrap_or_default();
+    let local = name.rsplit(':').next().unwrap_or_default();
+    let ours = ROOTS.contains(&local) || ROOTS.iter().any(|known| known.starts_with(root));
+    let closed = text.ends_with(&format!("</{name}>"));
+    let empty = !root.contains('<') && root.ends_with("/>");
+    ours && !closed && !empty
 }
 
 #[cfg(test)]
@@ -163,6 +205,24 @@ mod tests {
         assert!(page(b"<html>").is_err());
         assert!(page(b"<html><body>Log in</body></html>").is_err());
         assert!(page(b"\xff").is_err());
+    }
+
+    #[test]
+    fn a_listing_that_was_cut_anywhere_is_asked_for_again() {
+        let whole = "<?xml version=\"1.0\"?>\n<ListBucketResult xmlns=\"s3\"><IsTruncated>false\
+                     </IsTruncated><Contents><Key>a</Key></Contents>\
+                     <Contents><Key>b</Key></Contents>\
+                     </ListBucketResult>";
+        assert_eq!(page(whole.as_bytes()).unwrap().objects.len(), 2);
+        for end in 1..whole.len() {
+            let cut = page(&whole.as_bytes()[..end]);
+            assert!(matches!(cut, Err(BucketError::Corrupt(_))), "{}: {cut:?}", &whole[..end]);
+        }
+        for other in ["<p>hi", "<html><body>", "hi", "{}"] {
+            assert!(matches!(page(other.as_bytes()), Err(BucketError::Invalid(_))), "{other}");
+        }
+        assert!(check_whole("<D:multistatus/>", "").is_ok());
+        assert!(check_whole("<D:multistatus xmlns:D=\"DAV:\"><D:response>", "").is_err());
     }
 
     #[test]

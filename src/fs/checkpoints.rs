@@ -26,6 +26,7 @@ mod explicit;
 mod observe;
 mod place;
 mod tend;
+mod waiting;
 mod write;
 mod writers;
 
@@ -125,6 +126,8 @@ pub struct State {
     pub frozen: Vec<Transaction>,
     /// Whether a task looks after it.
     pub tended: bool,
+    /// Programs that wait for what the store says of a name here.
+    pub waiting: usize,
     /// The losses that somebody who asked for a commit takes.
     pub accept: Accept,
     /// How many transactions were committed.

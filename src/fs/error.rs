@@ -49,7 +49,7 @@ impl From<BucketError> for Errno {
         match error {
             BucketError::NotFound => Self::ENOENT,
             BucketError::Precondition => Self::ESTALE,
-            BucketError::Denied(_) => Self::EIO,
+            BucketError::Denied(_) | BucketError::Unauthenticated(_) => Self::EIO,
             BucketError::NoSpace(_) => Self::ENOSPC,
             BucketError::Quota(_) => Self::EDQUOT,
             BucketError::TimedOut(_) => Self::ETIMEDOUT,

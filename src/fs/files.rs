@@ -177,6 +177,7 @@ impl Fs {
 
     /// Counts a new handle and fixes its mode.
     fn add_handle(&self, ino: Ino, file: &Arc<OpenFile>, access: Access) -> Result<Opened, Errno> {
+        let doubted = self.is_doubted(ino, file)?;
         let mut namespace = self.namespace.lock();
         let inode = namespace.get_mut(ino).ok_or(Errno::ESTALE)?;
         let enabled = self.passthrough.load(Ordering::Relaxed);
@@ -186,8 +187,8 @@ impl Fs {
         *state.count(mode) += 1;
         state.writers += u32::from(access.write);
         inode.opens += 1;
-        let keep_cache =
-            mode == IoMode::Cached && inode.paged.is_some() && inode.paged == inode.object;
+        let same = inode.paged.is_some() && inode.paged == inode.object;
+        let keep_cache = mode == IoMode::Cached && same && !doubted;
         if mode == IoMode::Cached {
             inode.paged = inode.object.clone();
         }
@@ -203,6 +204,15 @@ impl Fs {
         let handle = FileHandle { ino, opener, file: file.clone(), writable, append, mode };
         let handle = self.handles.add(Handle::File(handle));
         Ok(Opened { handle, mode, keep_cache, backing })
+    }
+
+    /// Whether the kernel may hold bytes that are not the object's. Whoever opens it from now on
+    /// begins anew.
+    fn is_doubted(&self, ino: Ino, file: &OpenFile) -> Result<bool, Errno> {
+        let version = self.version(ino)?;
+        let had = file.state.lock().reading.take_if(|(_, reading)| reading.is_doubted());
+        let vouched = version.is_none_or(|version| self.reader.vouches_for(&version));
+        Ok(had.is_some() || !vouched)
     }
 
     /// The kernel would not pass through after all: the handle is a direct one, and so will all be.

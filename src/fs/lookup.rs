@@ -182,10 +182,16 @@ impl Fs {
             let known = known_kind(&namespace, parent, name);
             (key, known, namespace.asked(self.clock.now()), self.records_stale(&namespace, parent))
         };
-        let records =
-            async { if stale_records { self.load_records(parent).await } else { Ok(()) } };
+        let waiting = place.as_ref().map(|place| self.wait_in(&place.checkpoint));
+        let asking = async {
+            let records =
+                async { if stale_records { self.load_records(parent).await } else { Ok(()) } };
+            let answers = tokio::join!(self.find(&key, known), records);
+            drop(waiting);
+            answers
+        };
         let settling = self.settle_if_any(place.as_ref());
-        let (found, records, settled) = tokio::join!(self.find(&key, known), records, settling);
+        let ((found, records), settled) = tokio::join!(asking, settling);
         records?;
         let mut found = found?;
         if settled? == Settled::Now {

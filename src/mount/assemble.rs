@@ -21,6 +21,7 @@ use crate::fs::checkpoints::can_commit;
 use crate::fs::{CheckpointConfig, Fs, FsConfig};
 use crate::fuse::{self, Serving};
 use crate::read::{self, ReadConfig, Reader};
+use crate::telemetry;
 use crate::write::{self, WriteConfig, Writer};
 
 use super::cachedir::CacheDir;
@@ -139,6 +140,7 @@ impl Tree for Assembled {
     fn status(&self) -> serde_json::Value {
         serde_json::json!({
             "warnings": self.warnings,
+            "panics": telemetry::panics(),
             "capabilities": self.capabilities,
             "fs": self.fs.status(),
         })
@@ -180,7 +182,9 @@ fn refusal(config: &MountConfig, error: &BucketError) -> anyhow::Error {
         BucketError::NotFound => {
             anyhow!("{url}{at}: there is no such {place}; create it first, or check {endpoint}")
         }
-        BucketError::Denied(why) => anyhow!("{url}{at}: access denied: {why}"),
+        BucketError::Denied(why) | BucketError::Unauthenticated(why) => {
+            anyhow!("{url}{at}: access denied: {why}")
+        }
         BucketError::TimedOut(_) => {
             let waited = config.io_timeout.min(PROBE_REQUEST_S_MAX);
             anyhow!("{url}{at}: no answer within {waited:?}; check {endpoint} and the network")

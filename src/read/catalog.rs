@@ -226,6 +226,12 @@ impl Catalog {
         read
     }
 
+    /// What came of an object is not what the store has.
+    pub fn lose_all(&self, entry: &Entry) {
+        self.counters.corrupt_objects.add(1);
+        self.give_back(entry.lose_all());
+    }
+
     /// Makes a finished file, which nobody may write to any more, the cached copy of `entry`.
     /// `Err`: it stays where it was.
     pub fn adopt(&self, entry: &Entry, file: File, path: &Path) -> io::Result<()> {

@@ -38,6 +38,10 @@ pub struct Entry {
     pub users: AtomicUsize,
     /// Somebody reads all of it in the background.
     pub learning: AtomicBool,
+    /// How often the whole turned out to be other than the store's.
+    frauds: AtomicU64,
+    /// When the whole was compared with the store's checksum: one more than `departures` was.
+    compared: AtomicU64,
     departures: AtomicU64,
     state: Mutex<State>,
 }
@@ -104,6 +108,8 @@ impl Entry {
             version: Arc::new(version),
             users: AtomicUsize::new(0),
             learning: AtomicBool::new(false),
+            frauds: AtomicU64::new(0),
+            compared: AtomicU64::new(0),
             departures: AtomicU64::new(0),
             state: Mutex::new(state),
         }
@@ -117,6 +123,9 @@ impl Entry {
         for (granule, crc) in saved.granules {
             state.presence.add(granule, Some(crc), Origin::Reopened, tick);
         }
+        if state.presence.is_whole() {
+            entry.set_compared();
+        }
         drop(state);
         entry
     }
@@ -127,6 +136,40 @@ impl Entry {
 
     pub fn is_whole(&self) -> bool {
         self.state.lock().presence.is_whole()
+    }
+
+    /// See the field: who began to read at another count may have been given wrong bytes.
+    pub fn frauds(&self) -> u64 {
+        self.frauds.load(Ordering::SeqCst)
+    }
+
+    /// Whether nothing came or went since the whole was compared with the store's checksum, or it
+    /// needs no comparison, as it came from here.
+    pub fn is_compared(&self) -> bool {
+        self.compared.load(Ordering::SeqCst) == self.departures.load(Ordering::SeqCst) + 1
+    }
+
+    pub fn set_compared(&self) {
+        self.compared.store(self.departures.load(Ordering::SeqCst) + 1, Ordering::SeqCst);
+    }
+
+    /// Whether all that is lacking may be on its way.
+    pub fn nears_whole(&self) -> bool {
+        let state = self.state.lock();
+        let coming: u64 = state.fills.iter().map(|f| f.range().end - f.range().start).sum();
+        self.version.size - state.presence.bytes() <= coming
+    }
+
+    /// The CRC64NVME of the whole, if every granule is here and its CRC known.
+    pub fn whole_crc(&self) -> Option<u64> {
+        self.state.lock().presence.whole_crc()
+    }
+
+    /// Nothing that is here is right, nobody knows where: all of it is to be fetched again. Returns
+    /// the bytes that are gone.
+    pub fn lose_all(&self) -> u64 {
+        self.frauds.fetch_add(1, Ordering::SeqCst);
+        self.lose(granules_of(&(0..self.version.size)))
     }
 
     /// Nothing cached and nothing on its way.
@@ -286,6 +329,7 @@ impl Entry {
         }
         disk.note(&Record::file(id, &self.version));
         state.file = Some(CacheFile { id, open: Some(Arc::new(file)), whole: Weak::new() });
+        self.set_compared();
         let granules = granules_of(&(0..self.version.size));
         Some(granules.map(|g| state.presence.add(g, None, Origin::Wanted, tick)).sum())
     }

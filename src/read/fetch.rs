@@ -7,6 +7,7 @@
 //! 1. Every GET asks for one version (If-Match) and every answer is compared with it.
 //! 2. A fill runs as its own task: a reader that goes away takes nothing from the others.
 //! 3. Frames reach the waiters before the disk; a slow disk holds up no reader of the same fill.
+//!    But the last frames of a large object wait for the disk and the comparison of the whole.
 //! 4. What is fetched ahead never takes the last quarter of the permits, so a READ seldom waits
 //!    behind a guess.
 
@@ -19,8 +20,9 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use crate::bucket::{Body, Bucket, BucketError};
+use crate::bucket::{Body, Bucket, BucketError, CHECKED_BYTES_MAX};
 use crate::read::catalog::{Catalog, Use};
+use crate::read::entry::Entry;
 use crate::read::fill::{Fill, Permits};
 use crate::read::presence::GRANULE_BYTES;
 use crate::read::version::{ReadError, Version};
@@ -31,6 +33,9 @@ const STORE_BYTES: usize = 1 << 20;
 const PERMIT_BYTES: u64 = 1024;
 /// The part of all permits that only fills with waiters may take.
 const RESERVED_PART: usize = 4;
+
+/// What is said of an object whose bytes came wrong.
+pub const NOT_THE_STORES: &str = "the object's bytes have another CRC64NVME than the store's";
 
 #[derive(Debug)]
 pub struct Fetcher {
@@ -102,11 +107,43 @@ impl Fetcher {
         };
         fill.keep(memory);
         let mut store = Storing::new(hold, fill, &self.catalog);
-        let result = self.pull(&hold.entry.version, fill, &mut store).await;
+        let pulled = self.pull(&hold.entry, fill, &mut store).await;
         drop(get);
         store.finish().await;
+        let result = match self.compare(&hold.entry).await {
+            Ok(()) => pulled.map(|held| held.into_iter().for_each(|frame| fill.push(frame))),
+            Err(error) => Err(error),
+        };
         hold.entry.remove_fill(fill);
         fill.end(result);
+    }
+
+    /// Compares an object that has just become whole with the checksum that the store has of it.
+    /// One HEAD for each large object that was fetched. Errors only where they differ.
+    async fn compare(&self, entry: &Entry) -> Result<(), ReadError> {
+        let Some(crc) = self.to_compare(entry).then(|| entry.whole_crc()).flatten() else {
+            return Ok(());
+        };
+        let version = &entry.version;
+        let told = match self.bucket.head(&version.key).await {
+            Ok(info) if info.etag == version.etag => info.crc64nvme,
+            _ => None,
+        };
+        self.catalog.counters.checked_objects.add(u64::from(told.is_some()));
+        if told.is_none_or(|told| told == crc) {
+            entry.set_compared();
+            return Ok(());
+        }
+        tracing::error!(key = %version.key, "what came is not what the store has; fetching again");
+        self.catalog.lose_all(entry);
+        Err(BucketError::Corrupt(NOT_THE_STORES.to_owned()).into())
+    }
+
+    /// Whether what the store says of the whole is yet to be seen.
+    pub fn to_compare(&self, entry: &Entry) -> bool {
+        entry.version.size > CHECKED_BYTES_MAX
+            && !entry.is_compared()
+            && self.bucket.capabilities().tells_crc
     }
 
     async fn acquire(&self, range: &Range<u64>) -> Permits {
@@ -118,19 +155,26 @@ impl Fetcher {
         Permits { get: get.expect(open), memory: memory.expect(open) }
     }
 
+    /// Takes a body to its waiters and to the disk. Of a fill that may make the object whole the
+    /// last frame is returned instead, to be handed out once it is stored and, if it then is whole,
+    /// compared: so nobody gets all of an object that is not what it should be.
     async fn pull(
         &self,
-        version: &Version,
+        entry: &Entry,
         fill: &Fill,
         store: &mut Storing<'_>,
-    ) -> Result<(), ReadError> {
-        let mut body = self.get(version, fill.range()).await?;
+    ) -> Result<Option<Bytes>, ReadError> {
+        let mut body = self.get(&entry.version, fill.range()).await?;
         while let Some(frame) = body.next().await.transpose()? {
             self.catalog.counters.fetched_bytes.add(frame.len() as u64);
-            fill.push(frame.clone());
-            store.push(frame);
+            store.push(frame.clone());
+            let is_last = fill.come() + frame.len() as u64 == fill.range().end;
+            if is_last && self.to_compare(entry) && entry.nears_whole() {
+                return Ok(Some(frame));
+            }
+            fill.push(frame);
         }
-        Ok(())
+        Ok(None)
     }
 
     /// The body of a GET of one version: exactly the range's bytes, or an error before its end.

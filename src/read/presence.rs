@@ -9,6 +9,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crc_fast::CrcAlgorithm::Crc64Nvme;
+use crc_fast::checksum_combine;
+
 /// The least that is fetched and checked, in bytes: at 15 ms a request costs as much as this many
 /// bytes, and a page fault in a large file should not cost a block.
 pub const GRANULE_BYTES: u64 = 256 << 10;
@@ -103,6 +106,22 @@ impl Presence {
     /// Whole, and every granule either stored by this process or checked since it was reopened.
     pub fn is_whole_and_trusted(&self) -> bool {
         self.is_whole() && self.blocks.values().all(|b| b.reopened & !b.checked == 0)
+    }
+
+    /// The CRC64NVME of the whole object, of those of its granules; `None` where one is not known.
+    pub fn whole_crc(&self) -> Option<u64> {
+        let crcs = granules_of(&(0..self.size)).map(|granule| {
+            let bit = self.bit(granule);
+            let block = self.blocks.get(&self.block_of(granule))?;
+            let known = block.present & block.known & bit != 0;
+            known.then(|| (block.crcs[bit.trailing_zeros() as usize], self.granule_bytes(granule)))
+        });
+        crcs.reduce(|before, next| {
+            let ((before, start), (next, range)) = (before?, next?);
+            let crc = checksum_combine(Crc64Nvme, before, next, range.end - range.start);
+            Some((crc, start))
+        })?
+        .map(|(crc, _)| crc)
     }
 
     pub fn granule_bytes(&self, granule: u64) -> Range<u64> {
@@ -396,6 +415,21 @@ mod tests {
         p.touch(&(BLOCK + 10..BLOCK + 11), 5);
         assert_eq!(p.ages().collect::<Vec<_>>(), [(5, 1)]);
         assert_eq!(p.leave(1).unwrap().unread_bytes, 0);
+    }
+
+    #[test]
+    fn the_sum_of_the_whole_is_that_of_its_granules_in_order() {
+        let body: Vec<u8> = (0..9 * GRANULE_BYTES + 1).map(|i| (i / 7) as u8).collect();
+        let mut p = presence();
+        for g in (0..10).rev() {
+            assert!(p.whole_crc().is_none());
+            let bytes = p.granule_bytes(g);
+            let crc = crc_fast::crc64_nvme(&body[bytes.start as usize..bytes.end as usize]);
+            p.add(g, Some(crc), Origin::Wanted, 1);
+        }
+        assert_eq!(p.whole_crc(), Some(crc_fast::crc64_nvme(&body)));
+        p.add(4, None, Origin::Wanted, 1);
+        assert_eq!(p.whole_crc(), None);
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct Counters {
     pub ahead_bytes: Counter,
     pub ahead_wasted_bytes: Counter,
     pub corrupt_granules: Counter,
+    pub checked_objects: Counter,
+    pub corrupt_objects: Counter,
     pub disk_errors: Counter,
 }
 
@@ -58,6 +60,10 @@ pub struct ReadStatus {
     pub ahead_wasted_bytes: u64,
     /// Granules that came back from the cache disk other than they were stored.
     pub corrupt_granules: u64,
+    /// Large objects that were compared, whole, with the checksum that the store has; and those
+    /// that were not what it says, which were thrown away and their readers told.
+    pub checked_objects: u64,
+    pub corrupt_objects: u64,
     pub disk_errors: u64,
     /// The cache disk takes nothing at the moment; memory stands in.
     pub degraded: bool,

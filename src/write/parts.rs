@@ -143,6 +143,7 @@ mod tests {
         part_copy: true,
         ranged_reads: true,
         copy_condition: true,
+        tells_crc: true,
         metadata: true,
         markers: true,
         real_directories: false,

@@ -68,7 +68,8 @@ fn by_code(status: u16, code: &str, text: &str) -> Option<BucketError> {
         "InvalidBlobOrBlock" => BucketError::Invalid(format!(
             "{text}: another tool began an upload of this name and left it unfinished"
         )),
-        "InsufficientAccountPermissions" | "AuthenticationFailed" => BucketError::Denied(text),
+        "AuthenticationFailed" => BucketError::Unauthenticated(text),
+        "InsufficientAccountPermissions" => BucketError::Denied(text),
         _ => return None,
     })
 }

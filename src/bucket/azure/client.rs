@@ -227,6 +227,7 @@ pub fn info(headers: &HeaderMap) -> Result<ObjectInfo, BucketError> {
         etag: etag_of(headers)?,
         modified: http::modified(headers),
         metadata: names::unescaped(http::metadata(headers, META)),
+        crc64nvme: None,
     })
 }
 

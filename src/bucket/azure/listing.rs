@@ -74,6 +74,11 @@ struct Properties {
 pub fn page(body: &[u8]) -> Result<Page, BucketError> {
     let text = std::str::from_utf8(body)
         .map_err(|_| BucketError::Invalid("the listing is not UTF-8".to_owned()))?;
+    xml::check_whole(text, "listing")?;
+    if !text.contains("EnumerationResults") {
+        // Somebody's web page, which must not pass for an empty container.
+        return Err(BucketError::Invalid("the listing is not understood".to_owned()));
+    }
     let listing: Listing = quick_xml::de::from_str(text.trim_start_matches('\u{feff}'))
         .map_err(|error| BucketError::Invalid(format!("the listing is not understood: {error}")))?;
     let blobs = listing.blobs.unwrap_or(Blobs { blob: vec![], blob_prefix: vec![] });

@@ -5,9 +5,9 @@ use std::time::SystemTime;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
-use crate::bucket::date;
 use crate::bucket::error::BucketError;
 use crate::bucket::store::{ListedObject, Metadata, ObjectInfo};
+use crate::bucket::{date, xml};
 use crate::types::{ETag, Key};
 
 /// Asks for no more than what is read.
@@ -31,8 +31,7 @@ impl Entry {
     }
 
     pub fn info(&self) -> ObjectInfo {
-        let (size, etag, modified) = (self.size, self.etag.clone(), self.modified);
-        ObjectInfo { size, etag, modified, metadata: Metadata::new() }
+        info(self.size, self.etag.clone(), self.modified)
     }
 
     pub fn listed(&self) -> ListedObject {
@@ -80,6 +79,11 @@ struct ResourceType {
 #[derive(Deserialize)]
 struct Empty {}
 
+/// What a server without user metadata tells of a file.
+pub fn info(size: u64, etag: ETag, modified: SystemTime) -> ObjectInfo {
+    ObjectInfo { size, etag, modified, metadata: Metadata::new(), crc64nvme: None }
+}
+
 /// The entries of an answer. `base` is the decoded path of the export, with `/` at its end; what is
 /// not below it is left out.
 pub fn entries(body: &[u8], base: &str) -> Result<Vec<Entry>, BucketError> {
@@ -87,6 +91,7 @@ pub fn entries(body: &[u8], base: &str) -> Result<Vec<Entry>, BucketError> {
         BucketError::Invalid(format!("the server's PROPFIND is not understood: {error}"))
     };
     let text = std::str::from_utf8(body).map_err(|error| not_understood(&error))?;
+    xml::check_whole(text, "server's PROPFIND")?;
     if !text.contains("multistatus") {
         return Err(not_understood(&"it is no multistatus")); // a web page is no empty directory
     }

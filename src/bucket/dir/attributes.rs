@@ -35,7 +35,7 @@ pub fn etag(stat: &Stat) -> ETag {
 pub fn info(stat: &Stat, metadata: Metadata) -> ObjectInfo {
     let size = if stat.is_dir() { 0 } else { stat.len() };
     let modified = stat.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-    ObjectInfo { size, etag: etag(stat), modified, metadata }
+    ObjectInfo { size, etag: etag(stat), modified, metadata, crc64nvme: None }
 }
 
 /// Whether files below `path` can carry metadata.

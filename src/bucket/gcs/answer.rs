@@ -62,7 +62,8 @@ fn by_reason(status: u16, reason: &str, text: &str) -> Option<BucketError> {
 
 fn by_status(status: u16, text: String) -> BucketError {
     match status {
-        401 | 403 => BucketError::Denied(text),
+        401 => BucketError::Unauthenticated(text),
+        403 => BucketError::Denied(text),
         404 | 410 => BucketError::NotFound,
         405 | 501 => BucketError::Unsupported("do this"),
         408 => BucketError::TimedOut(text),

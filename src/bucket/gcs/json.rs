@@ -43,8 +43,10 @@ pub struct Rewrite {
 
 /// The body of an answer.
 pub fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, BucketError> {
-    serde_json::from_slice(body)
-        .map_err(|error| BucketError::Invalid(format!("an answer that is not understood: {error}")))
+    serde_json::from_slice(body).map_err(|error| match error.is_eof() {
+        true => BucketError::Corrupt("an answer was cut".to_owned()),
+        false => BucketError::Invalid(format!("an answer that is not understood: {error}")),
+    })
 }
 
 impl Resource {
@@ -60,6 +62,7 @@ impl Resource {
             etag: self.etag()?,
             modified: self.modified(),
             metadata: self.metadata.into_iter().map(lower).collect(),
+            crc64nvme: None,
         })
     }
 

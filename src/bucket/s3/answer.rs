@@ -54,24 +54,26 @@ fn by_code(error: &ErrorBody, text: &str) -> Option<BucketError> {
                 "the bucket is in region {region}: give --region {region}"
             ))
         }
-        "SignatureDoesNotMatch" => BucketError::Denied(format!(
+        "SignatureDoesNotMatch" => BucketError::Unauthenticated(format!(
             "the secret is not that of the access key ({}); check AWS_SECRET_ACCESS_KEY or the \
              profile",
             error.code
         )),
-        "InvalidAccessKeyId" => BucketError::Denied(format!(
+        "InvalidAccessKeyId" => BucketError::Unauthenticated(format!(
             "the store does not know the access key ({}); check AWS_ACCESS_KEY_ID or the profile, \
              and --endpoint",
             error.code
         )),
-        "AuthorizationHeaderMalformed" | "InvalidToken" => BucketError::Denied(text),
+        "InvalidToken" => BucketError::Unauthenticated(text),
+        "AuthorizationHeaderMalformed" => BucketError::Denied(text),
         _ => return None,
     })
 }
 
 fn by_status(status: u16, text: String) -> BucketError {
     match status {
-        401 | 403 => BucketError::Denied(text),
+        401 => BucketError::Unauthenticated(text),
+        403 => BucketError::Denied(text),
         404 => BucketError::NotFound,
         405 | 501 => BucketError::Unsupported("do this"),
         408 => BucketError::TimedOut(text),
@@ -106,6 +108,7 @@ mod tests {
         assert!(matches!(kind(403, "AccessDenied"), BucketError::Denied(_)));
         assert!(matches!(kind(403, ""), BucketError::Denied(_)));
         assert!(matches!(kind(400, "ExpiredToken"), BucketError::Unavailable(_)));
+        assert!(matches!(kind(403, "InvalidAccessKeyId"), BucketError::Unauthenticated(_)));
         assert!(matches!(kind(507, ""), BucketError::NoSpace(_)));
         assert!(matches!(kind(400, "BadDigest"), BucketError::Corrupt(_)));
         assert_eq!(kind(412, ""), BucketError::Precondition);

@@ -154,7 +154,8 @@ impl Fs {
         let (open_handles, failed) = self.writers_below(root);
         let state = checkpoint.state.lock();
         let open = state.open.as_ref()?;
-        let activity = self.activity(open, open_handles, failed);
+        // Who waits for a slow store is about to write: that is no quiet.
+        let activity = self.activity(open, open_handles + state.waiting, failed);
         let max = self.checkpoints.config().commit_max;
         state.rule.as_ref().map(|rule| rule.due(&activity, max, self.uptime()))
     }

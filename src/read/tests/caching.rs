@@ -195,12 +195,12 @@ async fn a_cache_directory_that_went_away_costs_requests_and_no_error() {
 #[tokio::test]
 async fn a_whole_file_is_the_object_and_stays_while_it_is_held() {
     let bench = Bench::with(|c| c.cache_bytes_max = 8 * MIB);
-    let (version, bytes) = bench.object("k", 3 * MIB + 1).await;
+    let (version, bytes) = bench.object("k", 5 * MIB + 1).await;
     let handle = bench.reader.open(version.clone());
     bench.reader.read(&handle, 2 * MIB, 4096).await.unwrap();
     bench.settle().await;
     assert!(bench.reader.whole_file(&version).is_none());
-    bench.reader.read(&handle, 0, 4 << 20).await.unwrap();
+    bench.reader.read(&handle, 0, 8 << 20).await.unwrap();
     bench.settle().await;
     let whole = bench.reader.whole_file(&version).unwrap();
     assert!(Arc::ptr_eq(&whole, &bench.reader.whole_file(&version).unwrap()));

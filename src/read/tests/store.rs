@@ -28,6 +28,8 @@ pub struct TestStore {
     errors: Mutex<VecDeque<BucketError>>,
     /// Conditions are ignored, as some stores do.
     deaf: std::sync::atomic::AtomicBool,
+    /// The next body is another.
+    flip: std::sync::atomic::AtomicBool,
 }
 
 const OPEN: usize = Semaphore::MAX_PERMITS / 2;
@@ -40,6 +42,7 @@ impl TestStore {
             gate: Arc::new(Semaphore::new(OPEN)),
             errors: Mutex::default(),
             deaf: false.into(),
+            flip: false.into(),
         })
     }
 
@@ -59,6 +62,11 @@ impl TestStore {
     /// The next GETs fail so, one by one.
     pub fn fail(&self, errors: impl IntoIterator<Item = BucketError>) {
         self.errors.lock().extend(errors);
+    }
+
+    /// The body of the next GET is not what is stored.
+    pub fn flip_next(&self) {
+        self.flip.store(true, std::sync::atomic::Ordering::SeqCst);
     }
 
     pub fn ignore_conditions(&self) {
@@ -95,11 +103,15 @@ impl Store for TestStore {
         let if_match = if_match.filter(|_| !deaf);
         let (info, body) = self.inner.get(key, range, if_match).await?;
         let gate = self.gate.clone();
+        let flip = self.flip.swap(false, std::sync::atomic::Ordering::SeqCst);
         let gated = body.then(move |frame| {
             let gate = gate.clone();
             async move {
                 gate.acquire().await.unwrap().forget();
-                frame
+                match flip {
+                    true => frame.map(|frame| frame.iter().map(|byte| byte ^ 1).collect()),
+                    false => frame,
+                }
             }
         });
         Ok((info, gated.boxed()))
@@ -123,8 +135,8 @@ impl Store for TestStore {
         self.inner.capabilities()
     }
 
-    async fn head(&self, _: &Key) -> Result<ObjectInfo, BucketError> {
-        not_here()
+    async fn head(&self, key: &Key) -> Result<ObjectInfo, BucketError> {
+        self.inner.head(key).await
     }
 
     async fn list(&self, _: &str, _: bool, _: Option<&str>, _: u16) -> Result<Page, BucketError> {

@@ -1,6 +1,7 @@
 //! A read never mixes two versions, and a version that is gone says so.
 
 use super::*;
+use crate::bucket::BucketError;
 
 #[tokio::test]
 async fn every_get_asks_for_its_version() {
@@ -75,4 +76,21 @@ async fn opening_a_new_version_frees_the_old_one() {
     let new = bench.put("k", &content(5, MIB)).await;
     let _handle = bench.reader.open(new);
     assert_eq!(bench.reader.status().cache_bytes, 0);
+}
+
+#[tokio::test]
+async fn bytes_that_came_wrong_are_told_before_the_last_of_them_and_fetched_again() {
+    let bench = Bench::new();
+    let (version, bytes) = bench.object("big", 20 * MIB + 3).await;
+    bench.store.flip_next();
+    let read = bench.read_all(&version, 1 << 20).await;
+    assert!(matches!(read, Err(ReadError::Bucket(BucketError::Corrupt(_)))), "it was taken");
+    bench.settle().await;
+    assert_eq!(bench.reader.status().corrupt_objects, 1);
+    assert!(bench.reader.whole_file(&version).is_none());
+    assert!(bench.read_all(&version, 1 << 20).await.unwrap() == bytes);
+    bench.settle().await;
+    let status = bench.reader.status();
+    assert_eq!((status.checked_objects, status.corrupt_objects), (2, 1));
+    assert!(bench.reader.whole_file(&version).is_some());
 }
