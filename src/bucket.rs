@@ -24,7 +24,6 @@ mod probe;
 mod retry;
 mod settle;
 mod store;
-mod xml;
 
 pub mod azure;
 pub mod dav;
@@ -32,6 +31,7 @@ pub mod dir;
 pub mod gcs;
 pub mod memory;
 pub mod s3;
+pub mod xml;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -24,10 +24,12 @@ mod attributes;
 mod copying;
 mod directories;
 mod files;
+mod known;
 mod lookup;
 mod names;
 mod processes;
 mod records;
+mod relist;
 mod rename;
 mod sync;
 
@@ -158,6 +160,8 @@ pub struct Fs {
     resting: Mutex<VecDeque<Ino>>,
     /// Open files that may still need bytes of the object they are a copy of.
     copies: Mutex<Vec<Weak<Staged>>>,
+    known: Mutex<known::Known>,
+    relisting: tokio::sync::Mutex<()>,
     checkpoints: Checkpoints,
     started: Instant,
     me: Weak<Fs>,
@@ -195,6 +199,8 @@ impl Fs {
             tree: tokio::sync::RwLock::new(()),
             resting: Mutex::new(VecDeque::new()),
             copies: Mutex::new(Vec::new()),
+            known: Mutex::default(),
+            relisting: tokio::sync::Mutex::default(),
             records_dirty: tokio::sync::Notify::new(),
             kernel: OnceLock::new(),
             passthrough,

@@ -29,12 +29,13 @@ mod fill;
 mod index;
 mod plan;
 mod presence;
-mod readahead;
 mod status;
 mod table;
 #[cfg(test)]
 mod tests;
 mod version;
+
+pub mod readahead;
 
 use std::fs::File;
 use std::io;

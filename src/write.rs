@@ -62,7 +62,6 @@ mod buffers;
 mod contents;
 mod copying;
 mod error;
-mod extents;
 mod fetch;
 mod mapped;
 mod multipart;
@@ -70,11 +69,14 @@ mod parts;
 mod prepare;
 mod ranges;
 mod shared;
+mod spare;
 mod staged;
 mod staging;
 mod state;
 mod transfer;
 mod uploader;
+
+pub mod extents;
 
 #[cfg(test)]
 mod tests;
@@ -96,6 +98,7 @@ use staging::StagingDir;
 
 pub use copying::{Copied, Taken};
 pub use error::WriteError;
+pub use spare::Content;
 pub use staged::Staged;
 pub use state::{Base, Prepared, Stamp, Uploaded};
 
@@ -174,6 +177,24 @@ impl Writer {
         Ok(staged)
     }
 
+    /// An empty staged file in the place of `base`, of which an upload of ours knows the content:
+    /// what of it is written again is not sent again. No request. ENOSPC as above.
+    pub fn stage_over(
+        &self,
+        key: Key,
+        base: Base,
+        content: &Content,
+    ) -> Result<Arc<Staged>, WriteError> {
+        let staged = self.stage(key, Some(base))?;
+        let mut state = staged.state.lock();
+        if let Some(clean) = &mut state.clean {
+            clean.sums = content.sums();
+        }
+        staged.truncate_in(&mut state, 0)?;
+        drop(state);
+        Ok(staged)
+    }
+
     /// Aborts a prepared upload that nothing will ever complete; nobody waits for it. One request.
     pub fn abort(&self, key: &Key, upload: &str) {
         self.shared.abort(key.clone(), upload.to_owned());
@@ -204,6 +225,7 @@ impl Writer {
             parts_sent_ahead: of(&counters.parts_sent_ahead),
             parts_copied: of(&counters.parts_copied),
             parts_kept: of(&counters.parts_kept),
+            uploads_spared: of(&counters.uploads_spared),
             bytes_sent: of(&counters.bytes_sent),
             bytes_fetched: of(&counters.bytes_fetched),
             quarantined_files: of(quarantined_files) + self.quarantined_at_start,
@@ -226,6 +248,8 @@ pub struct WriteStatus {
     /// Parts that the store copied, and parts found there as they had to be.
     pub parts_copied: u64,
     pub parts_kept: u64,
+    /// Of the uploads done, those that sent nothing: the object had the content already.
+    pub uploads_spared: u64,
     pub bytes_sent: u64,
     /// Bytes of bases that had to be fetched.
     pub bytes_fetched: u64,

@@ -242,11 +242,26 @@ impl Fs {
         };
         let staged = match self.stage_what_passes(ino, file, &key)? {
             Some(staged) => staged,
-            None => self.writer.stage(key, base)?,
+            None => self.stage_anew(ino, key, base)?,
         };
         file.state.lock().staged = Some(staged.clone());
         self.mark_staged(ino);
         Ok(staged)
+    }
+
+    /// A new staged file; of one that is emptied the content before is remembered, if it is known.
+    fn stage_anew(
+        &self,
+        ino: Ino,
+        key: Key,
+        base: Option<Base>,
+    ) -> Result<std::sync::Arc<crate::write::Staged>, Errno> {
+        let emptied = if base.is_none() { self.base_of(ino, true)? } else { None };
+        let content = emptied.as_ref().and_then(|emptied| self.known.lock().content(emptied));
+        Ok(match (emptied, content) {
+            (Some(emptied), Some(content)) => self.writer.stage_over(key, emptied, &content)?,
+            _ => self.writer.stage(key, base)?,
+        })
     }
 
     /// The cached file that readers pass through to, taken out of the cache: the kernel takes no

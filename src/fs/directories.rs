@@ -63,7 +63,7 @@ impl Fs {
         Ok(listing.snapshot.clone())
     }
 
-    async fn list_directory(&self, ino: Ino) -> Result<Snapshot, Errno> {
+    pub(super) async fn list_directory(&self, ino: Ino) -> Result<Snapshot, Errno> {
         self.end_dead_attempts().await?;
         let (prefix, asked) = {
             let namespace = self.namespace.lock();

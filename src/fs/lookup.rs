@@ -89,7 +89,7 @@ impl Fs {
         }
     }
 
-    fn known(&self, parent: Ino, name: &Name) -> Option<Ino> {
+    pub(super) fn known(&self, parent: Ino, name: &Name) -> Option<Ino> {
         let mut namespace = self.namespace.lock();
         let (now, ttl) = (self.clock.now(), self.ttl());
         if let Some(child) = namespace.child(parent, name) {
@@ -175,6 +175,11 @@ impl Fs {
             && let Some(found) = self.ask_root(name).await?
         {
             return Ok(Some(found));
+        }
+        if place.is_none()
+            && let Some(ino) = self.answer_by_listing(parent, name).await
+        {
+            return Ok(Some(Some(ino)));
         }
         let (key, known, asked, stale_records) = {
             let namespace = self.namespace.lock();
@@ -473,6 +478,7 @@ pub(super) fn learn_listing(
             directory.records.clear();
         }
         directory.seen = Some(Seen { asked, entries: listing.entries });
+        directory.asked_singly = 0;
     }
     listing.odd
 }

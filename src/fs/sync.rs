@@ -107,8 +107,10 @@ impl Fs {
 
     fn uploaded(&self, ino: Ino, staged: &Staged, uploaded: Uploaded) {
         let mut namespace = self.namespace.lock();
-        let replaced = namespace.get(ino).is_some_and(|inode| inode.object.is_some());
+        let before = namespace.get(ino).and_then(|inode| inode.object.clone());
+        let replaced = before.is_some_and(|before| before != uploaded.etag);
         let key = namespace.key(ino);
+        let etag = uploaded.etag.clone();
         let Some(inode) = namespace.get_mut(ino) else { return };
         inode.object = Some(uploaded.etag);
         inode.size = uploaded.size;
@@ -120,6 +122,9 @@ impl Fs {
         }
         namespace.touch(ino, self.clock.now());
         drop(namespace);
+        if let (Some(key), Some(content)) = (&key, staged.content()) {
+            self.known.lock().learn(key.clone(), etag, content);
+        }
         if let Some(key) = key.filter(|_| replaced) {
             self.reader.forget(&key);
         }

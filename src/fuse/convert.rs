@@ -16,11 +16,11 @@ use crate::types::Kind;
 /// The preferred size of reads and writes, in bytes, as stat tells it.
 const IO_BYTES: u32 = 1 << 20;
 
-/// What we ask the kernel for, beside passthrough.
-pub(super) const CAPABILITIES: [InitFlags; 8] = [
+/// What we ask the kernel for, beside passthrough. Not READDIRPLUS_AUTO: it takes a program that
+/// reads all names before it asks for the first (`ls -l`) for one that wants names only.
+pub(super) const CAPABILITIES: [InitFlags; 7] = [
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,

@@ -97,6 +97,8 @@ pub struct Directory {
     /// Anything under `<dir>/.trialfs/`.
     pub control: Presence,
     pub seen: Option<Seen>,
+    /// How many names were asked for one by one since.
+    pub asked_singly: usize,
     /// The youngest child or marker the bucket showed.
     pub newest: SystemTime,
     /// `newest` when somebody set the mtime by hand; a younger child makes that void.
@@ -125,6 +127,7 @@ impl Default for Directory {
             marker: Presence::Unknown,
             control: Presence::Unknown,
             seen: None,
+            asked_singly: 0,
             newest: SystemTime::UNIX_EPOCH,
             mtime_set: None,
             removed: HashMap::new(),

@@ -12,8 +12,15 @@ use futures::stream::FuturesUnordered;
 use super::parts;
 use super::shared::{Counters, Watched};
 use super::staged::Staged;
-use super::state::{Mode, State};
+use super::state::{Mode, State, Sum};
 use super::transfer::{Setback, Transfer};
+
+/// A part to be sent, and what the object has in its place.
+struct Claim {
+    index: u32,
+    range: Range<u64>,
+    known: Option<Sum>,
+}
 
 /// While one lives, nothing more is sent ahead.
 pub(super) struct Hold<'a>(&'a Staged);
@@ -66,7 +73,9 @@ impl Staged {
         let front = match state.mode {
             Mode::Own => state.extents.written_to(span.start),
             // Of a file that the bucket has, only the close can tell what changed.
-            Mode::Passthrough if state.clean.is_some() => return None,
+            Mode::Passthrough if state.clean.is_some() && state.extents.keeps_base() => {
+                return None;
+            }
             Mode::Passthrough if self.disk.size().ok()? <= span.end => return None,
             Mode::Passthrough => self.disk.data_end(span.start).ok()?,
         };
@@ -76,11 +85,15 @@ impl Staged {
         parts::next_behind(&self.grid, ahead.next, front)
     }
 
-    fn claim(&self) -> Option<(u32, Range<u64>)> {
+    fn claim(&self) -> Option<Claim> {
         let mut state = self.state.lock();
-        let claimed = self.next_ahead(&state)?;
-        state.ahead.next = claimed.0 + 1;
-        Some(claimed)
+        let (index, range) = self.next_ahead(&state)?;
+        state.ahead.next = index + 1;
+        let sums = state.clean.as_ref().map(|clean| &clean.sums);
+        let known = sums.and_then(|sums| sums.get(index as usize)).copied();
+        // Parts are compared by their place in the grid.
+        let known = known.filter(|known| known.len == range.end - range.start);
+        Some(Claim { index, range, known })
     }
 
     async fn send_ahead(self: Arc<Self>) {
@@ -103,8 +116,13 @@ impl Staged {
         let mut sending = FuturesUnordered::new();
         loop {
             while sending.len() < self.shared.parallel_parts
-                && let Some((index, range)) = self.claim()
+                && let Some(Claim { index, range, known }) = self.claim()
             {
+                if let Some(crc) = known.and_then(|known| known.crc)
+                    && self.checksum(range.clone()).await? == Some(crc)
+                {
+                    continue; // the close finds it there
+                }
                 let (key, metadata) = {
                     let state = self.state.lock();
                     (state.key.clone(), state.metadata.clone())

@@ -146,6 +146,11 @@ impl Extents {
         Some(start..end)
     }
 
+    /// Whether some of the file may be the base's: not once it was emptied.
+    pub fn keeps_base(&self) -> bool {
+        self.base_end > 0
+    }
+
     /// Whether the base still has `range` as the file has it.
     pub fn is_of_base(&self, range: Range<u64>) -> bool {
         self.knowledge == Knowledge::Exact

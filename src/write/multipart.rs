@@ -72,10 +72,10 @@ impl Staged {
 
     /// What has to be done about each part, but for those that need nothing.
     fn plan(&self, sent: &[Option<SentPart>], snapshot: &Snapshot) -> Vec<(u32, Range<u64>, Step)> {
-        let part_copy = self.shared.bucket.capabilities().part_copy;
+        let copies = self.copies_from(snapshot);
         let mut state = self.state.lock();
         // What is known of the base must be known of the one that is copied from.
-        let possible = part_copy && state.base.is_some() && state.base == snapshot.base;
+        let possible = copies && state.base == snapshot.base;
         let copying = if possible { Copying::Possible } else { Copying::Impossible };
         let mut plan = Vec::new();
         for (index, sent) in (0..).zip(sent) {
@@ -91,6 +91,12 @@ impl Staged {
             }
         }
         plan
+    }
+
+    /// Whether the store copies parts out of the snapshot's base: S3 does so of no small object.
+    fn copies_from(&self, snapshot: &Snapshot) -> bool {
+        let store = self.shared.bucket.capabilities();
+        store.part_copy && snapshot.base.as_ref().is_some_and(|base| base.size > store.part_min)
     }
 
     /// Carries out one step; `None`: the store had the part already.
@@ -116,8 +122,10 @@ impl Staged {
         self.bring(range.clone()).await?;
         let body = self.read_part(range.clone()).await?;
         let sum = Sum { len: range.end - range.start, crc: Some(body.crc) };
-        let part_copy = self.shared.bucket.capabilities().part_copy;
-        if part_copy && sum.len > 0 && snapshot.sums.get(index as usize) == Some(&sum) {
+        if self.copies_from(snapshot)
+            && sum.len > 0
+            && snapshot.sums.get(index as usize) == Some(&sum)
+        {
             // The kernel wrote somewhere, not here: the last object has this very part.
             if let Some(copied) = self.copy_part(target, snapshot, index, &range).await? {
                 return Ok((index, Some(SentPart { crc: sum.crc, ..copied })));
@@ -128,7 +136,7 @@ impl Staged {
 
     /// A part out of the base. `None` if the base is gone but all its bytes are here, so that they
     /// can be sent.
-    async fn copy_part(
+    pub(super) async fn copy_part(
         &self,
         target: &Target,
         snapshot: &Snapshot,

@@ -178,7 +178,7 @@ struct Upload {
 }
 
 /// The CRC64NVME of all stretches together, if that of each is known.
-fn whole_crc(sums: &[Sum]) -> Option<u64> {
+pub(super) fn whole_crc(sums: &[Sum]) -> Option<u64> {
     let join = |whole, sum: &Sum| {
         Some(crc_fast::checksum_combine(CrcAlgorithm::Crc64Nvme, whole, sum.crc?, sum.len))
     };

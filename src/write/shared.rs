@@ -185,6 +185,7 @@ pub struct Counters {
     pub parts_sent_ahead: AtomicU64,
     pub parts_copied: AtomicU64,
     pub parts_kept: AtomicU64,
+    pub uploads_spared: AtomicU64,
     pub bytes_sent: AtomicU64,
     pub bytes_fetched: AtomicU64,
     pub quarantined_files: AtomicU64,

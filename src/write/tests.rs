@@ -5,6 +5,7 @@ mod copying;
 mod model;
 mod partial;
 mod prepare;
+mod spare;
 mod upload;
 
 use std::collections::HashMap;

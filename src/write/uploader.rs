@@ -131,6 +131,9 @@ impl Staged {
         snapshot: &Snapshot,
         condition: &Condition,
     ) -> Result<(ETag, Vec<Sum>), Setback> {
+        if let Some(done) = self.spare(transfer, snapshot, condition).await? {
+            return Ok(done);
+        }
         match parts::way(snapshot.size, &self.grid, &self.shared.bucket.capabilities()) {
             Way::Put => {
                 self.abort(transfer.open.take());

@@ -126,8 +126,8 @@ def test_a_small_file_costs_one_put_beyond_its_lookup():
     assert total(spent) <= 1 + 2, f"create-write-close cost {spent}"
     spent = cost(here, create)  # over what is there
     assert spent.get("put", 0) <= 1 and total(spent) <= 1 + 2, f"a rewrite cost {spent}"
-    for _ in "new", "over what is there":
-        spent = cost(here, lambda: run("sh", "-c", f"echo line > {here.path}/d/redirected"))
+    for line in "new", "over what is there":
+        spent = cost(here, lambda: run("sh", "-c", f"echo {line} > {here.path}/d/redirected"))
         assert spent.get("put", 0) == 1 and total(spent) <= 1 + 2, f"a redirection cost {spent}"
     here.stop()
 
@@ -142,6 +142,61 @@ def test_a_hundred_small_files_cost_a_hundred_puts():
     spent = cost(here, create)
     assert 100 <= spent.get("put", 0) <= 102, f"100 creates cost {spent}"
     assert total(spent) <= 300 + 4, f"100 creates cost {spent}"
+    here.stop()
+
+
+def test_a_file_written_anew_with_what_it_held_sends_nothing():
+    here = Mount(unique("again"))
+    bodies = {"small": os.urandom(5000), "part": os.urandom(9 << 20), "parts": os.urandom(40 << 20)}
+    for name, body in bodies.items():
+        (here.path / name).write_bytes(body)
+    sent = here.status()["fs"]["write"]["bytes_sent"]
+
+    def again():
+        for name, body in bodies.items():
+            (here.path / name).write_bytes(body)
+
+    spent = cost(here, again)
+    assert not {"put", "part", "part_copy", "complete"} & spent.keys(), f"identical rewrites cost {spent}"
+    assert here.status()["fs"]["write"]["bytes_sent"] == sent
+    for name, body in bodies.items():
+        assert s3().get(f"{here.prefix}/{name}") == body
+    here.stop()
+
+
+def test_a_file_that_grew_sends_its_tail():
+    here = Mount(unique("grown"))
+    for name in ("log", "anew"):
+        (here.path / name).write_bytes(body := os.urandom(10 << 20))
+        sent = here.status()["fs"]["write"]["bytes_sent"]
+
+        def grow():
+            if name == "log":
+                with open(here.path / name, "ab") as f:
+                    f.write(b"tail")
+            else:
+                (here.path / name).write_bytes(body + b"tail")
+
+        spent = cost(here, grow)
+        assert not spent.get("put") and spent["part"] == spent["part_copy"] == 1, f"a tail cost {spent}"
+        assert here.status()["fs"]["write"]["bytes_sent"] - sent == 4
+        assert s3().get(f"{here.prefix}/{name}") == body + b"tail"
+    here.stop()
+
+
+def test_stats_of_many_known_names_cost_listings_and_not_a_request_each():
+    names = [f"f{i:04}" for i in range(300)]
+    here = Mount(fill("storm", [f"d/{name}" for name in names]))
+    for _ in os.scandir(here.path / "d"):
+        pass
+    time.sleep(1.1)  # what the listing told is too old to be believed
+
+    def stats():
+        for name in names:
+            os.stat(here.path / "d" / name)
+
+    spent = cost(here, stats)
+    assert total(spent) <= 40, f"300 stats cost {spent}"
     here.stop()
 
 
