@@ -47,6 +47,11 @@ use registry::Note;
 
 /// Tasks wait for the network most of the time; more threads than this only take turns.
 const WORKER_THREADS_MAX: usize = 4;
+/// Arenas of the allocator: two threads in three find one free, and little is kept in them.
+const ARENAS_MAX: libc::c_int = 2;
+/// Larger allocations, in bytes, go back to the kernel when they are freed: bodies of parts are
+/// larger, what is made for each request is not.
+const MAPPED_BYTES_MIN: libc::c_int = 4 << 20;
 /// Several wishes to unmount at a time are as good as one.
 const WISHES_MAX: usize = 4;
 /// Signals that have not been seen yet; beyond the second none says more.
@@ -315,7 +320,19 @@ fn start_log(launch: &Launch, cache: &Path) -> Result<Option<PathBuf>> {
     Ok(file)
 }
 
+/// Buffers of parts and bodies come and go on many threads. Left to itself glibc keeps what was
+/// freed, in an arena for each thread: with all bounds kept 276 MiB stayed where 150 were in use.
+fn bound_the_allocator() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt(3) takes two integers; what it does not know it refuses.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, ARENAS_MAX);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES_MIN);
+    }
+}
+
 fn start_runtime() -> io::Result<Runtime> {
+    bound_the_allocator();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads.clamp(2, WORKER_THREADS_MAX))

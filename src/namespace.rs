@@ -242,6 +242,16 @@ impl Namespace {
         Some(Learnt { ino, changed: false })
     }
 
+    /// Takes an answer "the inode's object is this one". False: it is not what is known of it.
+    pub fn confirm(&mut self, ino: Ino, etag: &ETag, asked: Asked) -> bool {
+        let Some(inode) = self.inodes.get_mut(&ino) else { return false };
+        let same = inode.linked && !inode.staged && inode.object.as_ref() == Some(etag);
+        if same && inode.changed <= asked.epoch {
+            inode.checked = inode.checked.max(Some(asked.at));
+        }
+        same
+    }
+
     fn refresh_file(
         &mut self,
         ino: Ino,

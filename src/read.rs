@@ -204,6 +204,25 @@ impl Reader {
         Ok(join(self.gather(entry, &range, plan).await?))
     }
 
+    /// Begins to fetch an object of which nothing is here, and so finds out whether the store has
+    /// it still: true when the first bytes come of a GET with If-Match that this call made. False
+    /// where that failed, and without a request where something of it is here or on its way.
+    pub async fn begin(&self, version: &Version) -> bool {
+        let entry = &self.catalog.hold(version).entry;
+        let first = 0..version.size.min(self.fill_bytes_max);
+        if !entry.is_idle() || first.is_empty() {
+            return false;
+        }
+        let mut plan = self.look(entry, &first, &first);
+        let mine = plan.fills.iter().find(|(fill, _)| fill.range().start == 0);
+        let mine = mine.map(|(fill, _)| fill.clone());
+        self.start(entry, &mut plan);
+        match mine {
+            Some(fill) => fill.bytes(&(0..1)).await.is_ok(),
+            None => false,
+        }
+    }
+
     /// Writes all of the object to the start of `into`, through the cache: its GETs in parallel,
     /// and none for what is cached. Errors: also of `into` ([`ReadError::Disk`]).
     pub async fn fetch_all(&self, version: &Version, into: &File) -> Result<(), ReadError> {
@@ -320,14 +339,23 @@ impl Reader {
 
     /// Plans, and starts the fills of the plan.
     fn plan(&self, entry: &Arc<Entry>, read: &Range<u64>, fetch: &Range<u64>) -> Plan {
-        let mut plan = entry.plan(&Ask {
+        let mut plan = self.look(entry, read, fetch);
+        self.start(entry, &mut plan);
+        plan
+    }
+
+    fn look(&self, entry: &Arc<Entry>, read: &Range<u64>, fetch: &Range<u64>) -> Plan {
+        entry.plan(&Ask {
             read: read.clone(),
             fetch: fetch.clone(),
             fill_bytes_max: self.fill_bytes_max,
             memory: &self.catalog.memory,
             admit: &|bytes| self.fetcher.admit(bytes),
             tick: self.catalog.tick(),
-        });
+        })
+    }
+
+    fn start(&self, entry: &Arc<Entry>, plan: &mut Plan) {
         for (fill, permits) in plan.fills.drain(..) {
             if fill.origin() == Origin::Ahead {
                 let ahead = fill.range().end - fill.range().start;
@@ -336,7 +364,6 @@ impl Reader {
             let hold = self.catalog.hold_entry(entry);
             self.fetcher.start(hold, fill, permits);
         }
-        plan
     }
 
     /// The bytes of a range, in pieces. All parts are waited for at once, so that none holds memory

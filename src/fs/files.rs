@@ -126,12 +126,18 @@ impl Fs {
     /// Asks for the version to be read, with its content where it is small and not here already.
     async fn revalidate_for_reading(&self, ino: Ino, file: &OpenFile) -> Result<(), Errno> {
         let known = self.version(ino)?;
-        let fetch = known.is_some_and(|version| {
+        let fetch = known.as_ref().is_some_and(|version| {
             (1..=SMALL_BYTES_MAX).contains(&version.size)
-                && self.reader.whole_file(&version).is_none()
+                && self.reader.whole_file(version).is_none()
         });
         if !fetch {
-            self.revalidate(ino).await?;
+            let begun = match known.filter(|version| version.size > SMALL_BYTES_MAX) {
+                Some(version) => self.revalidate_by_reading(ino, &version).await?,
+                None => false,
+            };
+            if !begun {
+                self.revalidate(ino).await?;
+            }
             return Ok(());
         }
         let small = self.revalidate_small(ino).await?;

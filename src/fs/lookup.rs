@@ -340,6 +340,23 @@ impl Fs {
         Ok(content.into_inner())
     }
 
+    /// The same of a file that is not cached at all, by the GET that its first reads want: they
+    /// find their bytes on the way. False: not so; ask for it. Whatever is so large is a file.
+    pub(super) async fn revalidate_by_reading(
+        &self,
+        ino: Ino,
+        version: &Version,
+    ) -> Result<bool, Errno> {
+        let asked = self.namespace.lock().asked(self.clock.now());
+        let place = self.place(ino);
+        let (settled, begun) =
+            tokio::join!(self.settle_if_any(place.as_ref()), self.reader.begin(version));
+        if settled? == Settled::Now || !begun {
+            return Ok(false);
+        }
+        Ok(self.namespace.lock().confirm(ino, &version.etag, asked))
+    }
+
     async fn revalidate_by<F>(&self, ino: Ino, ask: impl Fn(Key) -> F) -> Result<Stat, Errno>
     where
         F: Future<Output = Result<Found, BucketError>>,

@@ -75,6 +75,25 @@ def test_an_open_of_a_known_file_asks_once():
     here.stop()
 
 
+def test_an_open_of_a_large_file_is_the_first_get_of_its_bytes():
+    here = Mount(fill("first", []))
+    bodies = [os.urandom(4 << 20), os.urandom(4 << 20)]
+    s3().put(f"{here.prefix}/f", bodies[0])
+    assert os.listdir(here.path) == ["f"] and os.stat(here.path / "f").st_size == 4 << 20
+
+    def read():
+        assert (here.path / "f").read_bytes() == bodies[-1]
+
+    def read_first():
+        assert (here.path / "f").read_bytes() == bodies[0]
+
+    spent = cost(here, read_first)
+    assert spent.get("get") == 1 and not spent.get("head"), f"a cold read of 4 MiB cost {spent}"
+    s3().put(f"{here.prefix}/f", bodies[1])
+    read()  # what was known is void, and is found to be
+    here.stop()
+
+
 def test_a_whole_cached_file_is_read_by_the_kernel_alone():
     body = os.urandom(3 << 20)
     here = Mount(fill("whole", []))

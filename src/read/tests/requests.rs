@@ -187,3 +187,18 @@ async fn fetch_all_writes_the_object_and_again_from_the_cache() {
         assert_eq!(bench.store.take_gets().len(), gets);
     }
 }
+
+#[tokio::test]
+async fn the_first_get_of_a_version_tells_whether_it_is_still_there() {
+    let bench = Bench::new();
+    let (version, bytes) = bench.object("big", 20 * MIB).await;
+    assert!(bench.reader.begin(&version).await);
+    assert!(!bench.reader.begin(&version).await, "what is on its way was asked for before");
+    assert!(bench.read_all(&version, 1 << 20).await.unwrap() == bytes);
+    bench.settle().await;
+    assert!(!bench.reader.begin(&version).await, "what is cached says nothing of the store");
+    assert_eq!(bench.store.take_gets().len(), 3, "20 MiB in blocks of 8");
+    let other = Version { etag: crate::types::ETag("another".to_owned()), ..version };
+    assert!(!bench.reader.begin(&other).await);
+    assert_eq!(bench.store.take_gets().len(), 1);
+}
