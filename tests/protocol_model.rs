@@ -105,6 +105,11 @@ fn a_sign_elsewhere_never_commits_without_a_dead_rank() {
 }
 
 #[test]
+fn what_begins_after_the_sign_is_none_of_that_commit() {
+    holds(&scenarios::next_round());
+}
+
+#[test]
 fn a_removal_touches_only_what_it_names() {
     holds(&scenarios::removal());
 }

@@ -87,6 +87,9 @@
 //!     bring back what was deleted since. Or: the seal goes; a sleeper creates the one that it had
 //!     decided on, which lists an undecided transaction too: that one counts as published, and
 //!     never is.*
+//! 13. **What begins when a generation has its sign begins only after its seal.** *Bad: rank 0's
+//!     sign is prepared; rank 1 begins the next save before the seal; the seal waits for it and
+//!     takes the first half of that save along.* Quiet is no such sign: a rank that pauses goes on.
 //!
 //! # Assumed of the store
 //!

@@ -51,8 +51,13 @@ pub(in crate::fs) use observe::Settled;
 pub use place::Place;
 use writers::Writers;
 
+pub use writers::is_older_than_us;
+
 /// Directories kept in mind that this mount writes nothing in; past it the idle ones are forgotten.
 const REMEMBERED_MAX: usize = 4096;
+
+/// Lost transactions of one directory whose writers may still write on; more are told nothing.
+const UNTOLD_MAX: usize = 64;
 
 /// Directories that `status` names.
 const NAMED_MAX: usize = 100;
@@ -67,6 +72,8 @@ pub struct CheckpointConfig {
     pub commit_max: Duration,
     /// How long a reader or a commit record waits for a commit.
     pub commit_wait: Duration,
+    /// Whether the process of a thread began before this mount did.
+    pub is_older: fn(u32) -> bool,
 }
 
 impl Default for CheckpointConfig {
@@ -76,6 +83,7 @@ impl Default for CheckpointConfig {
             lease: LEASE_DEFAULT,
             commit_max: rules::COMMIT_MAX_DEFAULT,
             commit_wait: rules::COMMIT_WAIT_DEFAULT,
+            is_older: is_older_than_us,
         }
     }
 }
@@ -135,6 +143,10 @@ pub struct State {
     /// Those that are lost: what was opened in one of them joins no later one, however long its
     /// upload takes.
     pub lost: BTreeSet<TxnId>,
+    /// Losses that a process which writes on was told of, or will be.
+    pub told: BTreeSet<TxnId>,
+    /// Who wrote in what is lost and does not know yet.
+    pub untold: Vec<Writers>,
 }
 
 /// A transaction of this mount.
@@ -276,6 +288,15 @@ impl State {
         let open = self.open.take()?;
         self.lost.insert(open.id);
         Some(open)
+    }
+
+    /// Those who wrote in what is lost are to hear of it if they write on.
+    pub fn will_tell(&mut self, mut writers: Writers) {
+        writers.forget_killed();
+        self.untold.retain(|writers| !writers.is_empty());
+        if !writers.is_empty() && self.untold.len() < UNTOLD_MAX {
+            self.untold.push(writers);
+        }
     }
 
     /// Takes a frozen one out.

@@ -250,22 +250,30 @@ impl Fs {
             let attributes = self.new_attributes(parent, Kind::Directory, mode, caller);
             let mut namespace = self.namespace.lock();
             let (now, wall) = (self.clock.now(), self.wall());
-            if let Some(ino) = namespace.child(parent, &name).map(|child| child.ino) {
-                namespace.detach(ino);
-            }
-            let ino = namespace
-                .insert(parent, &name, Kind::Directory, attributes)
-                .ok_or(Errno::ENOENT)?;
+            let known = namespace.child(parent, &name).map(|child| (child.ino, child.kind));
+            let ino = match known {
+                // Found by others before its maker heard that it was made: they may write in it.
+                Some((ino, Kind::Directory)) => ino,
+                other => {
+                    if let Some((ino, _)) = other {
+                        namespace.detach(ino);
+                    }
+                    let ino = namespace.insert(parent, &name, Kind::Directory, attributes);
+                    let ino = ino.ok_or(Errno::ENOENT)?;
+                    let directory = namespace.directory_mut(ino).ok_or(Errno::ESTALE)?;
+                    directory.control = Presence::Absent;
+                    directory.own_loaded = true;
+                    ino
+                }
+            };
             namespace.touch(ino, now);
             namespace.touch_directory(parent, wall);
             let directory = namespace.directory_mut(ino).ok_or(Errno::ESTALE)?;
             directory.marker = if place.is_none() { Presence::Present } else { Presence::Absent };
-            directory.control = Presence::Absent;
-            directory.own_loaded = true;
             if let Some(inode) = namespace.get_mut(ino) {
                 // Without markers an empty directory is this node's alone.
                 // So is one in a transaction.
-                inode.staged = !keeps_markers;
+                inode.staged |= !keeps_markers;
             }
             ino
         };

@@ -74,7 +74,10 @@ impl Fs {
             Move { ino, from_parent, from_name, from, to_parent, to_name, to, target, condition };
         match self.kind_of(ino)? {
             Kind::Directory => self.rename_directory(plan).await,
-            _ => self.rename_file(plan).await,
+            _ => {
+                self.rename_file(plan).await?;
+                self.commit_at_rename(ino).await
+            }
         }
     }
 

@@ -212,6 +212,7 @@ fn checkpoint_config(config: &MountConfig) -> Result<CheckpointConfig> {
         lease: options.lease,
         commit_max: options.max,
         commit_wait: options.wait,
+        is_older: crate::fs::checkpoints::is_older_than_us,
     })
 }
 

@@ -283,6 +283,9 @@ impl Actor {
         {
             truth.frozen.insert(head.nonce, work.files.clone());
         }
+        if let Action::CreateHead(head) = &action {
+            truth.begins(head.txn, &self.seen);
+        }
         action
     }
 

@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use trialfs::checkpoint::protocol::{
-    Accept, Action, Becomes, Intent, Listing, Me, Publish, Records, Removal, Seen, Stop, next,
+    Accept, Action, Becomes, Intent, Listing, Me, Publish, Records, Removal, Seen, Stop, Versioned,
+    next,
 };
 use trialfs::checkpoint::record::{
     Cause, Done, Head, Manifest, Nonce, SeqRef, Sign, State, TxnId, Verdict,
@@ -49,6 +50,8 @@ pub enum Mutant {
     SealCollectedFirst,
     /// Records are collected by what was seen before they were sealed.
     CollectedUnseen,
+    /// What begins when the sign of a generation has come still joins it.
+    JoinsTheComplete,
     /// Nothing keeps the number of the last generation.
     NumberForgotten,
 }
@@ -133,6 +136,18 @@ pub fn decide(
             }
             (action, _) => action,
         },
+        Mutant::JoinsTheComplete => match intent {
+            Intent::Write(work) if !seen.records().heads.contains_key(&work.txn) => {
+                let mut blind = seen.clone();
+                let mut records = seen.records().clone();
+                records.heads.values_mut().for_each(take_sign_away);
+                if seen.is_current() {
+                    blind.looked(seen.known(), records);
+                }
+                next(me, intent, &blind, nonce)
+            }
+            _ => right(),
+        },
         Mutant::NumberForgotten => match (right(), intent) {
             (Action::Stop(Stop::Nothing), Intent::Collect { .. })
                 if seen.records().seals.is_empty() && seen.done().0 > 0 =>
@@ -215,6 +230,13 @@ fn newest_first(right: Action, me: &Me, seen: &Seen, nonce: Nonce) -> Action {
     Action::CreateDone(Done { child, writer, nonce, generation, unknown: <_>::default() })
 }
 
+fn take_sign_away(head: &mut Versioned<Head>) {
+    if let State::Prepared { manifest, .. } = &head.record.state {
+        let state = State::Prepared { manifest: manifest.clone(), sign: None };
+        head.record = Arc::new(Head { state, ..Head::clone(&head.record) });
+    }
+}
+
 fn is_takeover(head: &Head) -> bool {
     head.state == State::Aborted { cause: Cause::Lease }
 }
@@ -256,6 +278,7 @@ pub fn all() -> Vec<(Mutant, Scenario)> {
         (Mutant::AcceptsWhatComes, scenarios::poison()),
         (Mutant::SealCollectedFirst, scenarios::collection(1)),
         (Mutant::CollectedUnseen, scenarios::collection_of_void()),
+        (Mutant::JoinsTheComplete, scenarios::next_round()),
         (Mutant::NumberForgotten, scenarios::collection(1)),
     ]
 }

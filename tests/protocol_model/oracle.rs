@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use trialfs::checkpoint::protocol::{Action, Records, Reply, Seen, Shown, View, view};
 use trialfs::checkpoint::record::{
-    Cause, Entry, Generation, Loss, Nonce, RelPath, Seal, State, TxnId, Verdict, What,
+    Cause, Entry, Generation, Loss, Nonce, RelPath, Seal, Sign, State, TxnId, Verdict, What,
 };
 use trialfs::types::ETag;
 
@@ -32,12 +32,26 @@ pub struct Truth {
     voided: Generation,
     /// What was undecided when a transaction was prepared.
     overlapped: BTreeMap<TxnId, BTreeSet<TxnId>>,
+    /// What its owner knew to be complete when it began a transaction.
+    complete: BTreeMap<TxnId, BTreeSet<TxnId>>,
     pub violation: Option<String>,
 }
 
 impl Truth {
     pub fn complain(&mut self, what: impl Into<String>) {
         self.violation.get_or_insert(what.into());
+    }
+
+    /// Somebody who has seen this begins a transaction.
+    pub fn begins(&mut self, txn: TxnId, seen: &Seen) {
+        let signed = |state: &State| {
+            matches!(state, State::Prepared { sign: Some(Sign::Sign | Sign::Explicit), .. })
+        };
+        let complete = seen.live().filter(|(_, head)| signed(&head.record.state));
+        let complete: BTreeSet<TxnId> = complete.map(|(txn, _)| txn).collect();
+        if !complete.is_empty() {
+            self.complete.insert(txn, complete);
+        }
     }
 
     /// A write arrived at the store and this is what it did.
@@ -87,6 +101,10 @@ impl Truth {
         for txn in &records {
             self.check_whole(*txn, store);
             self.check_siblings(*txn, &records, store);
+            let before = self.complete.get(txn);
+            if before.is_some_and(|before| records.iter().any(|other| before.contains(other))) {
+                self.complain("contract 4: what was begun after the sign is of that commit");
+            }
             let nonce = store.heads.get(txn).map(|head| head.record.nonce);
             let files = nonce.and_then(|nonce| self.frozen.get(&nonce)).cloned();
             for (name, entry) in files.unwrap_or_default() {

@@ -199,6 +199,17 @@ pub fn sign_elsewhere() -> Scenario {
     Scenario { crashes: 1, ..scenario("the sign comes on another mount", &["a"], cast) }
 }
 
+/// The sign comes with one rank's part; the other begins its next before it is sealed.
+pub fn next_round() -> Scenario {
+    let rank = |files, sign| Write(Attempt { sign, loss: Loss::Poison, ..attempt(files) });
+    let cast = vec![
+        lazy(mount(vec![rank(&["a"], Some(Sign::Sign))])),
+        lazy(mount(vec![rank(&["b"], Some(Sign::Idle))])),
+        lazy(mount(vec![Rescue])),
+    ];
+    scenario("the next round begins before the seal", &["a"], cast)
+}
+
 /// Files that stood before are removed by a transaction; somebody writes them again.
 pub fn removal() -> Scenario {
     let removing = Attempt { removed: &["a", "z"], ..attempt(&["b"]) };

@@ -32,8 +32,9 @@ const PART_BYTES: u64 = 4 << 10;
 /// A program's writes, in bytes.
 const WRITE_BYTES: usize = 3000;
 const READ_BYTES: u32 = 1 << 20;
-/// No process: whether one was killed is told at its close.
-const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+/// Ids of processes that no system has, so that none of this machine's is asked about. Whether one
+/// was killed is told at its close.
+const PIDS_FROM: u32 = 1 << 30;
 
 /// Why a program did not get on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +63,14 @@ pub struct Mount {
     ended: watch::Sender<u64>,
 }
 
+/// One process on a mount.
+#[derive(Debug, Clone, Copy)]
+pub struct Process {
+    pid: u32,
+    /// Lives of its mount that had ended when it began.
+    lives: u64,
+}
+
 struct Life {
     fs: Arc<Fs>,
     dead: Arc<AtomicBool>,
@@ -76,7 +85,7 @@ impl Mount {
             id: ulid(&clock),
             faults,
             latency,
-            disk: tempfile::tempdir().unwrap(),
+            disk: disk(),
             life: Mutex::default(),
             ended: watch::channel(0).0,
         });
@@ -142,6 +151,7 @@ impl Mount {
                 lease: LEASE,
                 commit_max: Duration::from_secs(120),
                 commit_wait: COMMIT_WAIT,
+                is_older: |pid| pid % 2 == 1,
             },
         };
         let fs = Fs::new(config, bucket, reader, writer, clock);
@@ -160,13 +170,29 @@ impl Mount {
         self.begin();
     }
 
+    /// A process that begins now.
+    pub fn process(&self) -> Process {
+        Process { pid: PIDS_FROM + 2 * self.world.next_process(), lives: self.lives() }
+    }
+
     /// Runs a program on the mount until its end or the mount's.
     pub async fn run<T>(
         &self,
         program: impl AsyncFnOnce(Program) -> Result<T, Errno>,
     ) -> Result<T, Failure> {
+        self.run_as(self.process(), program).await
+    }
+
+    /// What a process does next.
+    pub async fn run_as<T>(
+        &self,
+        process: Process,
+        program: impl AsyncFnOnce(Program) -> Result<T, Errno>,
+    ) -> Result<T, Failure> {
         let mut ended = self.ended.subscribe();
-        let program = program(Program { fs: self.fs(), world: self.world.clone() });
+        // An odd id: it began before this life of the mount.
+        let pid = process.pid + u32::from(process.lives != self.lives());
+        let program = program(Program { fs: self.fs(), world: self.world.clone(), pid });
         tokio::select! {
             biased;
             _ = ended.changed() => Err(Failure::Crashed),
@@ -175,10 +201,19 @@ impl Mount {
     }
 }
 
+/// Where a mount stages: in memory where the machine has such a place, so that thousands of seeds
+/// don't wait for a disk.
+fn disk() -> tempfile::TempDir {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("trialfs-sim");
+    builder.tempdir_in("/dev/shm").or_else(|_| builder.tempdir()).unwrap()
+}
+
 /// What a program asks of its mount, as the kernel does for it.
 pub struct Program {
     pub fs: Arc<Fs>,
     world: Arc<World>,
+    pid: u32,
 }
 
 /// A file open for writing.
@@ -187,6 +222,10 @@ pub struct Open {
 }
 
 impl Program {
+    fn caller(&self) -> Caller {
+        Caller { uid: 0, gid: 0, pid: self.pid }
+    }
+
     fn told<T>(&self, what: impl Fn() -> String, result: Result<T, Errno>) -> Result<T, Errno> {
         Counts::one(&self.world.counts.operations);
         if let Err(errno) = &result {
@@ -209,7 +248,7 @@ impl Program {
         if let Some((ino, _)) = self.find(parent, name).await? {
             return Ok(ino);
         }
-        let made = self.fs.mkdir(parent, OsStr::new(name), 0o755, CALLER).await;
+        let made = self.fs.mkdir(parent, OsStr::new(name), 0o755, self.caller()).await;
         match self.told(|| format!("mkdir {name}"), made) {
             Ok(entry) => Ok(entry.stat.ino),
             Err(Errno::EEXIST) => Ok(self.find(parent, name).await?.ok_or(Errno::ENOENT)?.0),
@@ -221,10 +260,10 @@ impl Program {
     pub async fn create(&self, parent: Ino, name: &str) -> Result<Open, Errno> {
         let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
         let opened = match self.find(parent, name).await? {
-            Some((ino, _)) => self.fs.open(ino, flags, 0).await,
+            Some((ino, _)) => self.fs.open(ino, flags, self.pid).await,
             None => {
                 let name = OsStr::new(name);
-                let made = self.fs.create(parent, name, 0o644, flags, CALLER).await;
+                let made = self.fs.create(parent, name, 0o644, flags, self.caller()).await;
                 made.map(|(_, opened)| opened)
             }
         };

@@ -25,15 +25,15 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Looks until it is dropped.
-    pub async fn watch(&self) {
+    /// Looks until it is dropped, `pause_ms` apart at most.
+    pub async fn watch(&self, pause_ms: u64) {
         loop {
             let directories: Vec<String> = self.world.directories.lock().keys().cloned().collect();
             if !directories.is_empty() {
                 let at = self.dice.below(directories.len() as u64) as usize;
                 let _ = self.look(&directories[at]).await;
             }
-            tokio::time::sleep(self.dice.ms(1, 700)).await;
+            tokio::time::sleep(self.dice.ms(1, pause_ms)).await;
         }
     }
 

@@ -186,6 +186,12 @@ impl Directory {
                 let shows = |name: &&String| seen.get(*name) == Some(&number);
                 covered.extend(round.writes.iter().filter(shows));
             }
+            if !shown.contains(&number) && round.fate == Fate::Finished {
+                // Nothing tells it from one that was committed before what covers all of it.
+                if round.writes.iter().all(|name| covered.contains(name)) {
+                    covered.extend(round.removes.iter().filter(|name| !seen.contains_key(*name)));
+                }
+            }
             if !shown.contains(&number) || round.fate == Fate::Failed {
                 continue;
             }

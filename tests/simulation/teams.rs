@@ -12,7 +12,7 @@ use trialfs::types::Ino;
 
 use super::clock::Dice;
 use super::content;
-use super::mounts::{Failure, Mount, Open, Program};
+use super::mounts::{Failure, Mount, Open, Process, Program};
 use super::oracle::Fate;
 use super::world::{Counts, TOP, World};
 
@@ -149,17 +149,20 @@ impl Team {
         let fate = if doomed.is_some() { Fate::Dead } else { Fate::Writing };
         let round = self.world.in_directory(directory, |d| d.begin(fate, writes, removes));
         self.world.tell(format!("{:?} {directory} round {round} begins, {fate:?}", self.trainer));
+        let processes: Vec<Process> = self.ranks.iter().map(|mount| mount.process()).collect();
         let ranks = parts.iter().zip(&self.ranks).enumerate().map(async |(rank, (part, mount))| {
             let delay = self.dice.ms(1, 400);
             tokio::time::sleep(delay).await;
-            mount.run(async |program| self.rank(&program, directory, round, part, rank).await).await
+            let write =
+                async |program: Program| self.rank(&program, directory, round, part, rank).await;
+            mount.run_as(processes[rank], write).await
         });
         let ended = futures::future::join_all(ranks).await;
         let failure = ended.iter().find_map(|ended| ended.err());
         let result = match (failure, doomed) {
             (Some(failure), _) => Err(failure),
             (None, Some(_)) => Ok(()),
-            (None, None) => self.sign(directory, round).await,
+            (None, None) => self.sign(directory, round, &processes).await,
         };
         self.world.tell(format!("{:?} {directory} round {round} ends: {result:?}", self.trainer));
         self.world.in_directory(directory, |d| match result {
@@ -252,7 +255,12 @@ impl Team {
     }
 
     /// What says that the round is complete.
-    async fn sign(&self, directory: &str, round: u64) -> Result<(), Failure> {
+    async fn sign(
+        &self,
+        directory: &str,
+        round: u64,
+        processes: &[Process],
+    ) -> Result<(), Failure> {
         let finished = || self.world.in_directory(directory, |d| d.decide(round, Fate::Finished));
         let acknowledged = match self.trainer {
             Trainer::Ray | Trainer::Hf => return Ok(()),
@@ -261,7 +269,7 @@ impl Team {
                     let at = self.walk(&program, directory).await?;
                     program.commit(at).await
                 };
-                self.ranks[0].run(commit).await
+                self.ranks[0].run_as(processes[0], commit).await
             }
             Trainer::Orbax => {
                 finished();
@@ -269,7 +277,7 @@ impl Team {
                     let top = program.directory(Ino::ROOT, TOP).await?;
                     program.rename(top, &self.local(directory), directory).await
                 };
-                return self.ranks[0].run(rename).await;
+                return self.ranks[0].run_as(processes[0], rename).await;
             }
             Trainer::Dcp => {
                 let rename = async |program: Program| {
@@ -281,13 +289,14 @@ impl Team {
                     finished();
                     program.rename(at, ".metadata.tmp", ".metadata").await
                 };
-                return self.ranks[0].run(rename).await;
+                return self.ranks[0].run_as(processes[0], rename).await;
             }
             Trainer::RayTrain => {
                 finished();
                 let last = self.ranks.len() as u64;
-                let controller = &self.ranks[self.dice.below(last) as usize];
-                controller.run(async |program| self.snapshot(&program, directory).await).await
+                let at = self.dice.below(last) as usize;
+                let snapshot = async |program: Program| self.snapshot(&program, directory).await;
+                self.ranks[at].run_as(processes[at], snapshot).await
             }
         };
         if acknowledged.is_ok() {
@@ -349,10 +358,11 @@ impl Team {
         let round =
             self.world.in_directory(directory, |d| d.begin(Fate::Writing, writes, BTreeSet::new()));
         self.world.tell(format!("{directory} round {round}: the last"));
+        let processes: Vec<Process> = self.ranks.iter().map(|mount| mount.process()).collect();
         for (rank, (part, mount)) in parts.iter().zip(&self.ranks).enumerate() {
             let write =
                 async |program: Program| self.rank(&program, directory, round, part, rank).await;
-            if let Err(failure) = mount.run(write).await {
+            if let Err(failure) = mount.run_as(processes[rank], write).await {
                 self.world.in_directory(directory, |d| d.decide(round, Fate::Failed));
                 return Err(failure);
             }
@@ -363,9 +373,9 @@ impl Team {
                     let at = self.walk(&program, directory).await?;
                     program.commit(at).await
                 };
-                self.ranks[0].run(commit).await
+                self.ranks[0].run_as(processes[0], commit).await
             }
-            _ => self.sign(directory, round).await,
+            _ => self.sign(directory, round, &processes).await,
         };
         let fate = if signed.is_ok() { Fate::Finished } else { Fate::Failed };
         self.world.in_directory(directory, |d| {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -59,6 +59,7 @@ pub struct World {
     trace: AtomicU64,
     violation: Mutex<Option<String>>,
     instants: Mutex<HashSet<u64>>,
+    processes: AtomicU32,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -86,7 +87,12 @@ impl World {
             trace: AtomicU64::new(seed),
             violation: Mutex::default(),
             instants: Mutex::default(),
+            processes: AtomicU32::default(),
         })
+    }
+
+    pub fn next_process(&self) -> u32 {
+        self.processes.fetch_add(1, Ordering::Relaxed)
     }
 
     pub fn uptime(&self) -> Duration {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::seen::Becomes;
 use super::{Fate, Seen, Unclear};
-use crate::checkpoint::record::{Entry, Generation, RelPath, State};
+use crate::checkpoint::record::{Entry, Generation, Head, RelPath, State};
 use crate::types::ETag;
 
 /// What stands under a name.
@@ -128,5 +128,12 @@ impl Seen {
     /// Whether a transaction was committed, as far as its seal is still there.
     pub fn is_committed(&self, txn: crate::checkpoint::record::TxnId) -> bool {
         matches!(self.seal_of(txn), Some((_, Fate::Committed)))
+    }
+
+    /// Whether all that is left of the open generation are transactions whose owners were gone.
+    pub fn is_lost(&self) -> bool {
+        let gone = |head: &Head| head.was_lost();
+        let mut live = self.live().peekable();
+        live.peek().is_some() && live.all(|(_, head)| gone(&head.record))
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::{Accept, Action, Desk, Fate, Goal, Stop, Unclear, Work};
 use crate::checkpoint::record::entry::INLINE_BYTES_MAX;
 use crate::checkpoint::record::{
-    Cause, ENTRIES_MAX, Entry, Head, Manifest, Nonce, RelPath, Seq, SeqRef, State, What,
+    Cause, ENTRIES_MAX, Entry, Head, Manifest, Nonce, RelPath, Seq, SeqRef, Sign, State, What,
 };
 
 /// What is not yet written down goes into the head itself if it is at most this many entries: one
@@ -48,6 +48,10 @@ impl Desk<'_> {
         let poisoned = self.seen.live().any(|(_, head)| head.record.poisons());
         if poisoned {
             return self.void();
+        }
+        // What has its sign is complete: what begins now is of the next generation.
+        if self.seen.live().any(|(_, head)| is_complete(&head.record.state)) {
+            return self.commit(None, &Accept::nothing());
         }
         Action::CreateHead(self.new_head(work))
     }
@@ -174,6 +178,12 @@ impl Desk<'_> {
         let (_, left) = self.seen.live().find(|(_, head)| open(&head.record))?;
         Some(self.swap(&left.record, State::Aborted { cause: Cause::Restart }))
     }
+}
+
+/// Whether somebody said that the generation is complete. That one mount was quiet says so of its
+/// own part alone.
+fn is_complete(state: &State) -> bool {
+    matches!(state, State::Prepared { sign: Some(Sign::Sign | Sign::Explicit), .. })
 }
 
 /// About how many bytes an entry takes in a record.

@@ -103,14 +103,17 @@ impl State {
 }
 
 impl Head {
+    /// Whether its owner was gone before it was whole.
+    pub fn was_lost(&self) -> bool {
+        matches!(self.state, State::Aborted { cause: Cause::Lease | Cause::Restart })
+    }
+
     /// Whether it keeps its generation from being sealed (but by who accepts that).
     pub fn poisons(&self) -> bool {
         match self.state {
             State::Torn { .. } => true,
-            State::Aborted { cause: Cause::Lease | Cause::Restart } => self.loss == Loss::Poison,
-            State::Aborted { cause: Cause::Withdrawn } | State::Open | State::Prepared { .. } => {
-                false
-            }
+            State::Aborted { .. } => self.was_lost() && self.loss == Loss::Poison,
+            State::Open | State::Prepared { .. } => false,
         }
     }
 }

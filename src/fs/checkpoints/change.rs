@@ -52,11 +52,11 @@ impl Fs {
         // What a frozen transaction makes has no version yet: the word of a later one is the last,
         // unless it is sealed by now.
         let frozen = version.is_none() && self.is_frozen(place);
+        let mut version = version;
         if frozen {
-            self.begin_holding_io(place).await?;
+            self.begin_holding_io(place, None).await?;
             if self.is_sealed(place).await? {
-                self.publish_own(&place.checkpoint).await?;
-                return Ok(false);
+                version = self.published_version(place).await?;
             }
         }
         if frozen || version.is_some() {
@@ -71,6 +71,19 @@ impl Fs {
         state.frozen.iter().any(|txn| txn.members.contains_key(&place.rel))
     }
 
+    /// What the bucket has of a name once what is sealed is published. 1 HEAD beside that.
+    async fn published_version(&self, place: &Place) -> Result<Option<ETag>, Errno> {
+        {
+            let mut driver = place.checkpoint.driver.lock().await;
+            driver.publish(self.publishing()).await?;
+        }
+        match self.bucket.head(&place.key()).await {
+            Ok(info) => Ok(Some(info.etag)),
+            Err(BucketError::NotFound) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Whether a frozen transaction that makes the name is committed. 1 LIST.
     async fn is_sealed(&self, place: &Place) -> Result<bool, Errno> {
         let makers: Vec<_> = {
@@ -81,14 +94,6 @@ impl Fs {
         let mut driver = place.checkpoint.driver.lock().await;
         driver.look().await?;
         Ok(makers.iter().any(|id| driver.seen().is_committed(*id)))
-    }
-
-    /// Has what is frozen published, if others let it.
-    async fn publish_own(&self, checkpoint: &Arc<Checkpoint>) -> Result<(), Errno> {
-        match self.advance(checkpoint).await? {
-            super::commit::Progress::Waits => Err(Errno::ETIMEDOUT),
-            _ => Ok(()),
-        }
     }
 
     /// Deletes a published name outside any transaction: what is sealed is published first, and
@@ -188,7 +193,8 @@ impl Fs {
         let mut made = None;
         match to.1 {
             Some(place) => {
-                self.begin_holding_io(place).await?;
+                let opened_in = file.state.lock().written_in;
+                self.begin_holding_io(place, opened_in).await?;
                 self.prepare_file(place, ino, file).await?;
             }
             None => {
@@ -394,7 +400,10 @@ impl Fs {
             heard.filter(|_| state.rule.as_ref().is_none_or(|rule| rule.is_immediate()))
         };
         if sign.is_some() && self.writers_below(ino).0 == 0 {
-            self.commit(&to.checkpoint, sign).await?;
+            let progress = self.commit(&to.checkpoint, sign).await?;
+            if progress == super::commit::Progress::Lost {
+                return Err(Errno::EIO);
+            }
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Checkpoint, Transaction};
+use super::{Checkpoint, Member, Transaction};
 use crate::checkpoint::driver::Ended;
 use crate::checkpoint::protocol::{Accept, Goal, Intent, Stop};
 use crate::checkpoint::record::{Generation, RelPath, Sign, TxnId};
@@ -104,10 +104,7 @@ impl Fs {
         };
         match stop {
             Stop::Published(Some(generation)) => {
-                let Some(txn) = checkpoint.state.lock().take_frozen(id) else {
-                    return Ok(Progress::Published(Some(generation)));
-                };
-                self.published(checkpoint, txn, made).await?;
+                self.published(checkpoint, id, made).await?;
                 tracing::info!(name = %checkpoint.name(), generation = generation.0, "committed");
                 Ok(Progress::Published(Some(generation)))
             }
@@ -149,19 +146,28 @@ impl Fs {
         Some(self.work(txn, state.rule.as_ref(), goal))
     }
 
-    /// The objects are there: staged files are no longer what the mount goes by.
+    /// The objects are there: staged files are no longer what the mount goes by. Until each of them
+    /// knows its object the transaction counts as frozen: whoever unlinks one of them must not find
+    /// that nobody has it.
     async fn published(
         &self,
         checkpoint: &Arc<Checkpoint>,
-        txn: Transaction,
+        id: TxnId,
         made: HashMap<RelPath, (String, ETag)>,
     ) -> Result<(), Errno> {
-        let files =
-            txn.members.iter().filter_map(|(rel, member)| Some((rel, member.file.clone()?)));
-        for (rel, (ino, prepared)) in files {
+        let files: Vec<(RelPath, Ino, Prepared)> = {
+            let state = checkpoint.state.lock();
+            let Some(txn) = state.frozen.iter().find(|txn| txn.id == id) else { return Ok(()) };
+            let file = |(rel, member): (&RelPath, &Member)| {
+                let (ino, prepared) = member.file.clone()?;
+                Some((rel.clone(), ino, prepared))
+            };
+            txn.members.iter().filter_map(file).collect()
+        };
+        for (rel, ino, prepared) in files {
             // Another rank's word may have won the name: then its object is not what is staged
             // here.
-            let etag = match made.get(rel) {
+            let etag = match made.get(&rel) {
                 Some((upload, etag)) if *upload == prepared.upload => Some(etag.clone()),
                 Some(_) => None,
                 None => self.bucket.made_by(&prepared.key, &prepared.upload).await?,
@@ -171,11 +177,18 @@ impl Fs {
             }
             self.file_published(ino, &prepared, etag.as_ref()).await;
         }
+        let Some(txn) = ({
+            let mut state = checkpoint.state.lock();
+            let txn = state.take_frozen(id);
+            state.committed += u64::from(txn.is_some());
+            txn
+        }) else {
+            return Ok(());
+        };
         for (key, upload) in &txn.spare {
             self.writer.abort(key, upload);
         }
         self.release_directories(Some(txn.root));
-        checkpoint.state.lock().committed += 1;
         Ok(())
     }
 
@@ -271,8 +284,18 @@ impl Fs {
 
     /// What was written goes to the quarantine; the directory is what it was before. What a later
     /// transaction here wrote since is none of it.
-    async fn lose(&self, checkpoint: &Checkpoint, txn: Transaction, uploads: Uploads, root: Root) {
+    async fn lose(
+        &self,
+        checkpoint: &Checkpoint,
+        mut txn: Transaction,
+        uploads: Uploads,
+        root: Root,
+    ) {
         let later = checkpoint.is_busy();
+        let told = checkpoint.state.lock().told.contains(&txn.id);
+        if !txn.members.is_empty() && !told {
+            checkpoint.state.lock().will_tell(std::mem::take(&mut txn.writers));
+        }
         for (ino, prepared) in txn.members.values().filter_map(|member| member.file.as_ref()) {
             if uploads == Uploads::Abort {
                 self.writer.abort(&prepared.key, &prepared.upload);

@@ -56,6 +56,27 @@ impl Fs {
         result
     }
 
+    /// After a file got the name that says that its directory is complete: the rename returns when
+    /// every node sees that, so that what is written next, here or by another rank, is of the next
+    /// commit. Where a file of it is still open here the sign holds from its close on.
+    pub(in crate::fs) async fn commit_at_rename(&self, ino: Ino) -> Result<(), Errno> {
+        let Some(place) = self.place(ino) else { return Ok(()) };
+        let sign = {
+            let state = place.checkpoint.state.lock();
+            let rule = state.rule.as_ref().filter(|rule| rule.is_immediate());
+            let named = place.direct().map(|to| Event::Renamed { to });
+            let is_sign = rule.zip(named).is_some_and(|(rule, event)| rule.is_sign(&event));
+            state.open.as_ref().filter(|_| is_sign).map(|open| open.root)
+        };
+        match sign {
+            Some(root) if self.writers_below(root).0 == 0 => {
+                let deadline = self.clock.now() + self.checkpoints.config().commit_wait;
+                self.commit_until(&place.checkpoint, Sign::Sign, deadline).await
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Carries a commit on until all is published.
     pub(super) async fn commit_until(
         &self,
@@ -92,6 +113,10 @@ impl Fs {
         let accept = checkpoint.state.lock().accept.clone();
         let mut driver = checkpoint.driver.lock().await;
         driver.look().await?;
+        // What was asked for is not there, whatever was committed before.
+        if accept == Accept::nothing() && driver.seen().is_lost() {
+            return Err(Errno::EIO);
+        }
         match driver.go_on(&Intent::Commit { sign, accept: &accept }).await? {
             Ended::Wait(_) => Ok(false),
             Ended::Stop(Stop::Poisoned(_) | Stop::Unreadable) => Err(Errno::EIO),

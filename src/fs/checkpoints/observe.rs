@@ -18,7 +18,7 @@ use crate::fs::error::Errno;
 use crate::types::Key;
 
 /// Between two looks while somebody else's commit is waited for.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Whether a look changed what the bucket shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

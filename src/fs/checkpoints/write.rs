@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::commit::Root;
+use super::observe::LOOK_AGAIN;
 use super::{Checkpoint, Member, Place, State, Transaction, Writers};
 use crate::checkpoint::driver::{Driver, Ended};
 use crate::checkpoint::protocol::{Goal, Intent, Stop, Work};
-use crate::checkpoint::record::{Entry, Loss, RelPath, State as Standing, TxnId, Upload, What};
+use crate::checkpoint::record::{
+    Entry, Head, Loss, RelPath, State as Standing, TxnId, Upload, What,
+};
 use crate::checkpoint::rules::{Event, Heard, Rule, Torn};
 use crate::clock::ulid;
 use crate::fs::Fs;
@@ -22,6 +25,15 @@ use crate::write::Prepared;
 /// So many closed files wait to be written down together: as many as a head takes by itself, so
 /// that a small directory needs no record of its files before it is frozen.
 const WRITTEN_DOWN_MIN: usize = 64;
+
+/// Who begins a transaction.
+#[derive(Debug, Clone, Copy)]
+struct By {
+    /// 0: not known.
+    thread: u32,
+    /// The transaction that what is written comes from.
+    after: Option<TxnId>,
+}
 
 impl Fs {
     /// The place of an inode that is about to be written, if that is to be in a transaction.
@@ -48,27 +60,47 @@ impl Fs {
     /// `thread` counts as one of its writers. Returns the transaction.
     pub(in crate::fs) async fn begin(&self, place: &Place, thread: u32) -> Result<TxnId, Errno> {
         self.end_dead_attempt(&place.checkpoint).await?;
-        self.join(place, thread).await
+        self.end_complete(&place.checkpoint).await?;
+        self.join(place, By { thread, after: None }).await
     }
 
     /// The same for whoever holds the `io` of an inode, and so can't end what a killed process
-    /// left: that wants the `io` of everything in it. EIO where the directory must be torn first.
-    pub(super) async fn begin_holding_io(&self, place: &Place) -> Result<TxnId, Errno> {
+    /// left: that wants the `io` of everything in it. EIO where the directory must be torn first,
+    /// and where the transaction that it comes `after` is lost.
+    pub(super) async fn begin_holding_io(
+        &self,
+        place: &Place,
+        after: Option<TxnId>,
+    ) -> Result<TxnId, Errno> {
         if self.is_dead_attempt(&place.checkpoint) {
             place.checkpoint.wake.notify_one();
             return Err(Errno::EIO);
         }
-        self.join(place, 0).await
+        self.join(place, By { thread: 0, after }).await
     }
 
-    async fn join(&self, place: &Place, thread: u32) -> Result<TxnId, Errno> {
-        let checkpoint = &place.checkpoint;
-        if let Some(id) = self.joined(place, thread) {
-            return Ok(id);
+    async fn join(&self, place: &Place, by: By) -> Result<TxnId, Errno> {
+        let deadline = self.clock.now() + self.checkpoints.config().commit_wait;
+        loop {
+            if let Some(id) = self.joined(place, by.thread) {
+                return Ok(id);
+            }
+            if let Some(id) = self.begin_new(place, by).await? {
+                return Ok(id);
+            }
+            if self.clock.now() >= deadline {
+                return Err(Errno::ETIMEDOUT);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
+    }
+
+    /// `None`: the generation before has its sign, and others' parts of it are still open.
+    async fn begin_new(&self, place: &Place, by: By) -> Result<Option<TxnId>, Errno> {
+        let checkpoint = &place.checkpoint;
         let mut driver = checkpoint.driver.lock().await;
-        if let Some(id) = self.joined(place, thread) {
-            return Ok(id);
+        if let Some(id) = self.joined(place, by.thread) {
+            return Ok(Some(id));
         }
         let id = ulid(&*self.clock).parse().map_err(|_| Errno::EIO)?;
         let mut open = Transaction {
@@ -84,13 +116,19 @@ impl Fs {
             writers: Writers::default(),
             spare: Vec::new(),
         };
-        open.writers.add(thread);
+        open.writers.add(by.thread);
         let rule = place.rule.clone().or_else(|| checkpoint.state.lock().rule.clone());
         let rule = rule.or_else(|| self.checkpoints.rule_without_name());
         self.freeze_first(checkpoint, &mut driver).await?;
+        driver.look().await?;
+        if self.is_part_of_a_loss(checkpoint, &driver, by) {
+            tracing::error!(name = %checkpoint.name(), "a save that lost a part writes on");
+            return Err(Errno::EIO);
+        }
         let work = self.work(&open, rule.as_ref(), Goal::Hold);
-        match driver.run(&Intent::Write(&work)).await? {
+        match driver.go_on(&Intent::Write(&work)).await? {
             Ended::Stop(Stop::Held) => open.begun = true,
+            Ended::Wait(_) => return Ok(None),
             ended => {
                 tracing::error!(name = %checkpoint.name(), ?ended, "no transaction was begun");
                 return Err(Errno::EIO);
@@ -106,7 +144,32 @@ impl Fs {
             self.mark_staged(place.root); // this node sees what it writes at once
         }
         self.tend_to(checkpoint);
-        Ok(id)
+        Ok(Some(id))
+    }
+
+    /// Whether somebody writes on in a save of which a part is lost. What comes from now on would be
+    /// committed without that part, so he is told, once: EIO. Whoever wrote none of it is a retry,
+    /// and begins anew.
+    fn is_part_of_a_loss(&self, checkpoint: &Checkpoint, driver: &Driver, by: By) -> bool {
+        let lost = |head: &Head| head.poisons() || head.was_lost();
+        let live = driver.seen().live().filter(|(_, head)| lost(&head.record));
+        let losses: Vec<TxnId> = live.map(|(txn, _)| txn).collect();
+        let mut state = checkpoint.state.lock();
+        if let Some(untold) = state.untold.iter_mut().find(|w| w.includes(by.thread)) {
+            untold.forget(by.thread);
+            return true;
+        }
+        if losses.iter().all(|loss| state.told.contains(loss)) {
+            return false;
+        }
+        let frozen = state.frozen.iter();
+        let wrote = frozen.clone().any(|txn| Some(txn.id) == by.after)
+            || frozen.clone().any(|txn| txn.writers.includes(by.thread))
+            || (self.checkpoints.config().is_older)(by.thread);
+        if wrote {
+            state.told.extend(losses);
+        }
+        wrote
     }
 
     /// Nothing of a process that was killed is listed, here either, once its parent knows.
@@ -147,6 +210,22 @@ impl Fs {
             self.tear_transaction(checkpoint, Root::Stays).await?;
         }
         Ok(())
+    }
+
+    /// What has its sign is complete: what is written from now on is of the next.
+    async fn end_complete(&self, checkpoint: &Arc<Checkpoint>) -> Result<(), Errno> {
+        let signed = {
+            let state = checkpoint.state.lock();
+            let immediate = state.rule.as_ref().is_some_and(Rule::is_immediate);
+            let open = state.open.as_ref().filter(|_| immediate);
+            open.and_then(|open| Some((open.root, open.heard?)))
+        };
+        match signed {
+            Some((root, sign)) if self.writers_below(root).0 == 0 => {
+                self.commit(checkpoint, Some(sign)).await.map(drop)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether a killed process wrote in what is open. One that made nothing tears nothing.
@@ -219,7 +298,8 @@ impl Fs {
         }
         // The upload may outlive the transaction: a file of one that is lost meanwhile must not be
         // the first of the next, which would be committed with that file alone.
-        let within = self.begin_holding_io(place).await?;
+        let opened_in = file.state.lock().written_in;
+        let within = self.begin_holding_io(place, opened_in).await?;
         let opened_in = *file.state.lock().written_in.get_or_insert(within);
         match staged.prepare().await {
             Ok(prepared) => {
@@ -293,7 +373,7 @@ impl Fs {
         if is_lost(&place.checkpoint.state.lock()) {
             return Err(Errno::EIO);
         }
-        self.begin_holding_io(place).await?;
+        self.begin_holding_io(place, after.first().copied()).await?;
         let unwritten = {
             let mut state = place.checkpoint.state.lock();
             if is_lost(&state) {

@@ -10,9 +10,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 /// Writers of one transaction that are watched; a directory is filled by a few processes.
 const WRITERS_MAX: usize = 256;
 
-/// See above.
+/// See above. A process that can't be seen from here (another pid namespace) has no descriptor, and
+/// counts as living.
 #[derive(Debug, Default)]
-pub struct Writers(HashMap<u32, OwnedFd>);
+pub struct Writers(HashMap<u32, Option<OwnedFd>>);
 
 /// How a process stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,35 +24,47 @@ enum Life {
 }
 
 impl Writers {
-    /// Watches the process of a thread. One that can't be seen from here (another pid namespace)
-    /// counts as living.
+    /// Watches the process of a thread.
     pub fn add(&mut self, thread: u32) {
         if thread == 0 || self.0.len() >= WRITERS_MAX {
             return;
         }
-        let process = process_of(thread).unwrap_or(thread);
+        let process = process_of(thread);
         if self.0.contains_key(&process) {
             return;
         }
         // SAFETY: a system call without pointers; the descriptor it returns is ours.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process as libc::pid_t, 0) };
-        if let Ok(fd) = i32::try_from(fd)
-            && fd >= 0
-        {
-            // SAFETY: just opened, owned by nobody else.
-            self.0.insert(process, unsafe { OwnedFd::from_raw_fd(fd) });
-        }
+        let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0);
+        // SAFETY: just opened, owned by nobody else.
+        self.0.insert(process, fd.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+    }
+
+    /// Whether the process of a thread is one of them, and still the same.
+    pub fn includes(&self, thread: u32) -> bool {
+        let process = if thread == 0 { 0 } else { process_of(thread) };
+        let fd = self.0.get(&process);
+        fd.is_some_and(|fd| life(process, fd.as_ref()) == Life::Lives)
+    }
+
+    /// Takes the process of a thread out.
+    pub fn forget(&mut self, thread: u32) {
+        self.0.remove(&process_of(thread));
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Those that a signal killed count no more.
     pub fn forget_killed(&mut self) {
-        self.0.retain(|process, fd| life(*process, fd) != Life::Killed);
+        self.0.retain(|process, fd| life(*process, fd.as_ref()) != Life::Killed);
     }
 
     /// Whether a signal killed one of them. Those that ended well are forgotten.
     pub fn was_one_killed(&mut self) -> bool {
         let mut killed = false;
-        self.0.retain(|process, fd| match life(*process, fd) {
+        self.0.retain(|process, fd| match life(*process, fd.as_ref()) {
             Life::Lives => true,
             Life::Ended => false,
             Life::Killed => {
@@ -63,13 +76,29 @@ impl Writers {
     }
 }
 
-fn process_of(thread: u32) -> Option<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
-    line.trim().parse().ok()
+/// Whether the process of a thread was there before this one, a mount's daemon: it may have written
+/// while another had the mount.
+pub fn is_older_than_us(thread: u32) -> bool {
+    let born = |process: &str| -> Option<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        // The name in field 2 may hold spaces and brackets; field 22 is when it began.
+        stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+    };
+    let (theirs, ours) = (born(&process_of(thread).to_string()), born("self"));
+    thread != 0 && theirs.zip(ours).is_some_and(|(theirs, ours)| theirs < ours)
 }
 
-fn life(process: u32, fd: &OwnedFd) -> Life {
+fn process_of(thread: u32) -> u32 {
+    let process = || {
+        let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
+        line.trim().parse().ok()
+    };
+    process().unwrap_or(thread)
+}
+
+fn life(process: u32, fd: Option<&OwnedFd>) -> Life {
+    let Some(fd) = fd else { return Life::Lives };
     match exit_status(fd) {
         Some(status) if libc::WIFSIGNALED(status) => Life::Killed,
         Some(_) => Life::Ended,
@@ -131,15 +160,24 @@ mod tests {
         let mut child = sleeper();
         let mut writers = Writers::default();
         writers.add(child.id());
-        assert!(!writers.was_one_killed());
+        assert!(!writers.was_one_killed() && writers.includes(child.id()));
         child.kill().unwrap();
         // Not reaped: poll until it is a zombie.
-        while is_alive(writers.0.values().next().unwrap()) {
+        while is_alive(writers.0.values().flatten().next().unwrap()) {
             std::thread::yield_now();
         }
         assert!(writers.was_one_killed());
         child.wait().unwrap();
         assert!(writers.was_one_killed(), "after it was reaped");
+        assert!(!writers.includes(child.id()));
+    }
+
+    #[test]
+    fn a_process_that_began_after_us_is_not_older() {
+        let mut child = sleeper();
+        assert!(!is_older_than_us(child.id()) && is_older_than_us(1) && !is_older_than_us(0));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]
