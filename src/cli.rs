@@ -5,6 +5,7 @@
 
 mod args;
 mod commit;
+mod gc;
 mod location;
 mod options;
 mod resolve;
@@ -53,6 +54,7 @@ pub fn main() -> ExitCode {
             Command::Mount(args) => mount(&args, &argv),
             Command::Unmount(args) => done(unmount::run(&args)?),
             Command::Commit(args) => Ok(commit::run(&args)?),
+            Command::Gc(args) => Ok(gc::run(&args)?),
             Command::Status(args) => done(status::run(&args, &clock::SystemClock)?),
         }
     });

@@ -103,3 +103,8 @@ fn a_seed_plays_the_same_twice() {
         assert_eq!(once.trace, again.trace, "seed {seed}");
     }
 }
+
+#[test]
+fn what_a_dead_node_left_for_good_goes_when_somebody_asks() {
+    play::left_over(1).unwrap();
+}

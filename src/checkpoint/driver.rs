@@ -8,7 +8,7 @@
 //! Cost: a look is 1 LIST and a GET for each record that is new; everything else as [`Action`]
 //! says.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -188,6 +188,20 @@ impl Driver {
             Ended::Stop(Stop::Unreadable) => Err(unreadable()),
             _ => Ok(()),
         }
+    }
+
+    /// Gives the open generation up. `dead`: open transactions whose owners are known to be gone
+    /// otherwise than by watching their leases.
+    pub async fn abandon(&mut self, dead: &BTreeSet<TxnId>) -> Result<Ended, BucketError> {
+        for _ in 0..LOOKS_MAX {
+            self.look().await?;
+            dead.iter().for_each(|txn| self.seen.expire(*txn));
+            match self.go_on(&Intent::Abandon).await? {
+                Ended::Wait(Wait::Open(open)) if open.iter().all(|txn| dead.contains(txn)) => {}
+                ended => return Ok(ended),
+            }
+        }
+        Err(BucketError::Unavailable("a checkpoint directory that others change as fast".into()))
     }
 
     /// Looks at the records, whatever is known of them.

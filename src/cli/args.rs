@@ -57,6 +57,9 @@ pub enum Command {
     /// Commit the checkpoint directory DIR now; returns when every node sees it
     #[command(after_help = EXIT_CODES)]
     Commit(CommitArgs),
+    /// Give up what dead nodes left of checkpoint directories below the mount on DIR
+    #[command(after_help = EXIT_CODES)]
+    Gc(GcArgs),
     /// Tell how the mount on DIR, or every mount, is doing
     #[command(after_help = EXIT_CODES)]
     Status(StatusArgs),
@@ -245,6 +248,18 @@ pub struct CommitArgs {
     /// Commit what is whole, though a process that wrote was killed or a mount is gone
     #[arg(long)]
     pub accept_torn: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct GcArgs {
+    /// The mounted directory
+    pub dir: PathBuf,
+    /// Only what nobody touched for so long, by the store's clock; 1h at least
+    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = parse_duration)]
+    pub older_than: Duration,
+    /// Say what would go, and remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Args)]

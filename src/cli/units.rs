@@ -20,7 +20,8 @@ const SIZE_UNITS: [(&str, u64); 13] = [
     ("b", 1),
 ];
 
-const DURATION_UNITS: [(&str, f64); 4] = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+const DURATION_UNITS: [(&str, f64); 5] =
+    [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0)];
 
 /// A size in bytes: `4096`, `512MiB`, `1.5G` (binary), `10GB` (decimal). At least one byte.
 pub fn parse_size(text: &str) -> Result<u64, String> {

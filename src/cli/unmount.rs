@@ -153,7 +153,9 @@ fn converse(found: &Found, how: How) -> Result<bool> {
             );
             Ok(false)
         }
-        Event::Status { .. } | Event::Progress { .. } => bail!("the daemon can't be understood"),
+        Event::Status { .. } | Event::Swept { .. } | Event::Progress { .. } => {
+            bail!("the daemon can't be understood")
+        }
     }
 }
 

@@ -14,6 +14,7 @@
 //! | `tend` | when something is due: leases, rules, others' leftovers |
 //! | `observe` | what others wrote, shown whole or not at all |
 //! | `explicit` | commits that somebody asks for, and `user.trialfs.state` |
+//! | `gc` | what the dead left for good |
 //! | `writers` | processes that write, and whether a signal killed one |
 //!
 //! # Locks
@@ -23,6 +24,7 @@
 mod change;
 pub(in crate::fs) mod commit;
 mod explicit;
+mod gc;
 mod observe;
 mod place;
 mod tend;
@@ -47,6 +49,7 @@ use crate::types::{Ino, Key, Name};
 use crate::write::Prepared;
 
 pub use explicit::{ACCEPT_TORN, COMMIT_XATTR, Losses, STATE_XATTR};
+pub use gc::{LEFT_OVER_MIN, Sweep, Swept};
 pub(in crate::fs) use observe::Settled;
 pub use place::Place;
 use writers::Writers;

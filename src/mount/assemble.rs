@@ -17,7 +17,7 @@ use crate::bucket::{self, Bucket, BucketError, Capabilities, ReadOnly};
 use crate::checkpoint::rules;
 use crate::clock::Clock;
 use crate::config::{Location, MountConfig};
-use crate::fs::checkpoints::can_commit;
+use crate::fs::checkpoints::{Sweep, can_commit};
 use crate::fs::{CheckpointConfig, Fs, FsConfig};
 use crate::fuse::{self, Serving};
 use crate::read::{self, ReadConfig, Reader};
@@ -135,6 +135,16 @@ impl Tree for Assembled {
     fn left(&self) -> Left {
         let pending = self.fs.pending();
         Left { files: pending.files, bytes: pending.bytes }
+    }
+
+    async fn sweep(
+        &self,
+        older_than: Duration,
+        dry_run: bool,
+    ) -> Result<serde_json::Value, String> {
+        let sweep = if dry_run { Sweep::Tell } else { Sweep::Remove };
+        let swept = self.fs.sweep(older_than, sweep).await.map_err(|error| error.to_string())?;
+        Ok(serde_json::json!(swept))
     }
 
     fn status(&self) -> serde_json::Value {

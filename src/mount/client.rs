@@ -79,6 +79,23 @@ pub fn status(socket: &Path) -> io::Result<serde_json::Value> {
     }
 }
 
+/// Has a daemon give up what dead nodes left; `TimedOut` if it takes longer than `wait`.
+pub fn sweep(
+    socket: &Path,
+    (older_than, dry_run): (Duration, bool),
+    wait: Duration,
+) -> io::Result<Result<serde_json::Value, String>> {
+    let mut client = Client::connect(socket)?;
+    client.send(&Request::Sweep { older_than_s: older_than.as_secs(), dry_run })?;
+    match client.hear(wait)? {
+        Heard::Event(Event::Swept { swept }) => Ok(Ok(swept)),
+        Heard::Event(Event::Failed { reason }) => Ok(Err(reason)),
+        Heard::Event(_) => Err(ErrorKind::InvalidData.into()),
+        Heard::Silence => Err(ErrorKind::TimedOut.into()),
+        Heard::End => Err(ErrorKind::ConnectionRefused.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,6 +16,9 @@ pub enum Request {
     Status,
     /// Answered by [`Event::Progress`] again and again, then one event that [`Event::is_last`].
     Unmount { how: How },
+    /// Gives up what dead nodes left of checkpoint directories. Answered by one [`Event::Swept`] or
+    /// [`Event::Failed`].
+    Sweep { older_than_s: u64, dry_run: bool },
     /// While an unmount goes on: don't wait for what is left to upload.
     Abandon,
 }
@@ -45,6 +48,9 @@ pub struct Left {
 pub enum Event {
     Status {
         status: serde_json::Value,
+    },
+    Swept {
+        swept: serde_json::Value,
     },
     /// Uploads go on.
     Progress {

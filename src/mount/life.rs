@@ -49,6 +49,9 @@ pub trait Tree: Send + Sync {
     async fn drain(&self) -> u64;
     fn left(&self) -> Left;
     fn status(&self) -> serde_json::Value;
+    /// Gives up what dead nodes left of checkpoint directories, or only tells.
+    async fn sweep(&self, older_than: Duration, dry_run: bool)
+    -> Result<serde_json::Value, String>;
 }
 
 /// Takes the mount out of the tree; [`ErrorKind::InvalidInput`] if it is out already.
@@ -286,6 +289,10 @@ mod tests {
 
         fn status(&self) -> serde_json::Value {
             serde_json::Value::Null
+        }
+
+        async fn sweep(&self, _: Duration, _: bool) -> Result<serde_json::Value, String> {
+            Ok(serde_json::Value::Null)
         }
     }
 

@@ -60,6 +60,14 @@ async fn answer(stream: UnixStream, tree: &dyn Tree, wishes: mpsc::Sender<Wish>)
     let mut reader = BufReader::new(reader);
     match timeout(PATIENCE_S_MAX, request(&mut reader)).await?? {
         Some(Request::Status) => write(&mut writer, &Event::Status { status: tree.status() }).await,
+        Some(Request::Sweep { older_than_s, dry_run }) => {
+            let swept = tree.sweep(Duration::from_secs(older_than_s), dry_run).await;
+            let event = match swept {
+                Ok(swept) => Event::Swept { swept },
+                Err(reason) => Event::Failed { reason },
+            };
+            write(&mut writer, &event).await
+        }
         Some(Request::Unmount { how }) => unmount(&mut reader, &mut writer, wishes, how).await,
         Some(Request::Abandon) | None => Ok(()),
     }

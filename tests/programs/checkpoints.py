@@ -571,58 +571,6 @@ def state_without_requests(prefix: str) -> bool:
     return any(".done." in item["Key"] for item in pages.get("Contents", []))
 
 
-def test_readers_and_a_raw_client_never_see_a_part():
-    rounds = 200 if support.FULL else 12
-    prefix, a, b = two("loop", "--commit-idle", "50ms")
-    stop = threading.Event()
-    problems: list[str] = []
-    seen = {"mount": 0, "client": 0}
-    files = 40
-
-    def watch_mount():
-        while not stop.is_set():
-            for name in names(b.path):
-                here = b.path / name
-                try:
-                    found = os.listdir(here)
-                    if len(found) != files:
-                        problems.append(f"mount: {name} with {len(found)} files")
-                    contents = {(here / f).read_bytes()[:1] for f in found[::13]}
-                    if len(contents) > 1:
-                        problems.append(f"mount: {name} mixes {contents}")
-                except FileNotFoundError:
-                    problems.append(f"mount: {name} vanished")
-                seen["mount"] += 1
-
-    def watch_client():
-        while not stop.is_set():
-            keys = s3().keys(prefix)
-            for key, size in keys.items():
-                if size != 1000:
-                    problems.append(f"client: {key} of {size} bytes")
-            seen["client"] += 1
-
-    threads = [threading.Thread(target=watch_mount), threading.Thread(target=watch_client)]
-    for thread in threads:
-        thread.start()
-    for n in range(rounds):
-        directory = a.path / f"checkpoint_{n:06}"
-        directory.mkdir()
-        # Open to the end, so that no pause of a loaded machine looks like the end of the save.
-        with open(directory / "file000", "wb") as first:
-            for i in range(1, files):
-                (directory / f"file{i:03}").write_bytes(bytes([97 + n % 26]) * 1000)
-            first.write(bytes([97 + n % 26]) * 1000)
-    visible(b.path / f"checkpoint_{rounds - 1:06}", files)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    print(f"    {seen} observations of {rounds} checkpoints of {files} files")
-    assert not problems, problems[:5]
-    a.stop()
-    b.stop()
-
-
 SAVER = """
 import os, sys
 base, first, last, files = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
@@ -668,6 +616,101 @@ def whole_in_bucket(prefix: str, files: int):
     bad = {name: n for name, n in counts.items() if n != files}
     assert not bad, f"the client sees parts: {bad}"
     return set(counts)
+
+
+def stamp_of(body: bytes) -> bytes:
+    """The one line that a whole file repeats; fails on a torn or mixed one."""
+    line = body[:16]
+    assert len(body) == 1600 and body == line * 100, f"torn or mixed: {body[:16]}.. of {len(body)} bytes"
+    return line
+
+
+class Watch:
+    """Looks without pause, from a mount or as a raw S3 client, and notes what must not be."""
+
+    def __init__(self, prefix: str, base: pathlib.Path, files: int):
+        self.prefix, self.base, self.files = prefix, base, files
+        self.stop = threading.Event()
+        self.problems: list[str] = []
+        self.mount = self.client = self.before_seal = self.published = self.read = 0
+        self.threads = [threading.Thread(target=self.run, args=(look,)) for look in (self.by_mount, self.by_client)]
+        for thread in self.threads:
+            thread.start()
+
+    def run(self, look):
+        rng = random.Random(1)
+        while not self.stop.is_set():
+            try:
+                look(rng)
+            except Exception as problem:  # noqa: BLE001 - whatever goes wrong here is one
+                self.problems.append(f"{look.__name__}: {problem!r}")
+
+    def by_mount(self, rng):
+        for name in sorted(names(self.base))[-6:]:
+            here = self.base / name
+            found = os.listdir(here)
+            if len(found) != self.files:
+                self.problems.append(f"mount: {name} with {len(found)} files")
+            stamps = {stamp_of((here / file).read_bytes()) for file in rng.sample(found, min(4, len(found)))}
+            # One that is written again may change between two opens, but is of its own round.
+            if len(stamps) > (2 if name.endswith("0") else 1) or any(s[:6] != name[-6:].encode() for s in stamps):
+                self.problems.append(f"mount: {name} mixes {stamps}")
+            self.mount += 1
+
+    def keys(self, below: str) -> list[str]:
+        pages = s3().client.get_paginator("list_objects_v2").paginate(Bucket=s3().bucket, Prefix=f"{self.prefix}/{below}")
+        return [item["Key"][len(self.prefix) + 1 :] for page in pages for item in page.get("Contents", [])]
+
+    def by_client(self, rng):
+        """Records, objects, records: objects only of what the later LIST shows sealed, and all of what
+        the earlier one shows published."""
+        earlier = self.keys(".trialfs/txn.")
+        begun = {key.split(".")[2] for key in earlier}
+        for name in sorted(begun)[-3:]:
+            done = [key for key in earlier if key.startswith(f".trialfs/txn.{name}.done.")]
+            objects = self.keys(f"{name}/")
+            later = self.keys(f".trialfs/txn.{name}.")
+            sealed = any(f"txn.{name}.seal." in key for key in later)
+            if objects and not sealed:
+                self.problems.append(f"client: {name} has {len(objects)} objects and no seal")
+            if done and len(objects) != self.files:
+                self.problems.append(f"client: {name} is published with {len(objects)} objects")
+            for key in rng.sample(objects, min(2, len(objects))):
+                stamp_of(s3().get(f"{self.prefix}/{key}"))
+                self.read += 1
+            self.before_seal += not sealed
+            self.published += bool(done)
+            self.client += 1
+
+    def end(self):
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def test_readers_and_a_raw_client_never_see_a_part():
+    wanted, files = (10_000 if support.FULL else 300), 40
+    prefix, a, b = two("loop", "--commit-idle", "50ms")
+    watch = Watch(prefix, b.path, files)
+    n = 0
+    try:
+        while (watch.mount < wanted or watch.client < wanted) and not watch.problems:
+            # Every tenth is written a second time.
+            for _ in range(2 if n % 10 == 0 else 1):
+                assert save(a.path, n, n + 1, files).wait() == 0
+            n += 1
+        visible(b.path / f"checkpoint_{n - 1:06}", files)
+    finally:
+        watch.end()
+    print(
+        f"    {n} checkpoints of {files} files; {watch.mount} observations by a mount, {watch.client} by a client"
+        f" ({watch.before_seal} before the seal, {watch.published} when published), {watch.read} objects read;"
+        f" {len(watch.problems)} problems"
+    )
+    assert not watch.problems, watch.problems[:5]
+    whole_in_bucket(prefix, files)
+    a.stop()
+    b.stop()
 
 
 def test_a_writer_killed_at_random_points_leaves_only_whole_checkpoints():

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::task::LocalSet;
+use trialfs::fs::checkpoints::{Sweep, Swept};
 
 use super::clock::Dice;
 use super::mounts::{LEASE, Mount};
@@ -295,4 +296,63 @@ fn undecided(world: &World) -> Vec<String> {
         .iter()
         .filter(|(_, child, record)| record["state"] == "open" && !given_up(child, record));
     open.map(|(key, ..)| (*key).clone()).collect()
+}
+
+/// A node dies in the midst of a save whose sign never comes; what it left goes by `gc`, when it is
+/// old, and no sooner.
+pub fn left_over(seed: u64) -> Result<(), String> {
+    super::entropy::seed_this_thread(seed);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(&runtime, async move {
+        let world = World::new(seed);
+        let clear = (0, Duration::from_millis(10));
+        let (dead, other) = (Mount::new(&world, "A", clear), Mount::new(&world, "B", clear));
+        let dcp = |number| Team {
+            world: world.clone(),
+            trainer: Trainer::Dcp,
+            number,
+            ranks: vec![dead.clone()],
+            dice: Dice::new(seed, "team"),
+        };
+        for number in 1..=2 {
+            dcp(number).begin_and_stop("dcp", number).await;
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await; // the first is prepared by then
+        dead.crash();
+        let sweep = async |mode| {
+            let day = Duration::from_secs(24 * 3600);
+            other.fs().sweep(day, mode).await.map_err(|error| error.to_string())
+        };
+        let young = sweep(Sweep::Remove).await?;
+        ensure(young.given_up.is_empty() && young.undecided == 2, format!("young: {young:?}"))?;
+        tokio::time::sleep(Duration::from_secs(25 * 3600)).await;
+        let records = |world: &World| {
+            let objects = world.memory.objects();
+            objects.keys().filter(|key| key.contains(".trialfs/txn.")).cloned().collect::<Vec<_>>()
+        };
+        let before = records(&world);
+        let told = sweep(Sweep::Tell).await?;
+        ensure(told.given_up == ["exp/dcp1", "exp/dcp2"], format!("told: {told:?}"))?;
+        ensure(records(&world) == before, "a dry run changed something")?;
+        let swept = sweep(Sweep::Remove).await?;
+        ensure(swept == told, format!("swept: {swept:?}"))?;
+        let left = records(&world);
+        let only_numbers = left.iter().all(|key| key.contains(".done."));
+        ensure(only_numbers, format!("records stay: {left:?}"))?;
+        // Of the second no record names them: the bucket's own rule ends those.
+        let uploads = world.uploads.lock().clone();
+        let stay = uploads.values().any(|upload| upload.key.contains("dcp1/"));
+        ensure(!stay, format!("uploads stay: {uploads:?}"))?;
+        let again = sweep(Sweep::Remove).await?;
+        ensure(again == Swept::default(), format!("again: {again:?}"))
+    })
+}
+
+fn ensure(holds: bool, or: impl Into<String>) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(or.into()) }
 }

@@ -254,6 +254,22 @@ impl Team {
         }
     }
 
+    /// Half a round whose sign never comes: one with all files closed, then one with a file open.
+    pub async fn begin_and_stop(&self, name: &str, number: u64) {
+        let wrote = self.ranks[0].run(async |program| {
+            let top = program.directory(Ino::ROOT, TOP).await?;
+            let at = program.directory(top, &format!("{name}{number}")).await?;
+            let open = program.create(at, "__0_0.distcp").await?;
+            program.write(&open, &[b'x'; 100]).await?;
+            program.close(open).await?;
+            if number > 1 {
+                program.create(at, "__0_1.distcp").await?;
+            }
+            Ok(())
+        });
+        assert_eq!(wrote.await, Ok(()));
+    }
+
     /// What says that the round is complete.
     async fn sign(
         &self,

@@ -28,7 +28,7 @@ const POLL_MAX: Duration = Duration::from_secs(2);
 /// many looks.
 const WATCH_LOOKS_MAX: u32 = 12;
 /// Records go so long after everything they name was published.
-const RECORDS_KEPT: Duration = Duration::from_secs(3600);
+pub(super) const RECORDS_KEPT: Duration = Duration::from_secs(3600);
 
 /// What a task keeps between two rounds.
 struct Care {

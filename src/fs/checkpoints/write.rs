@@ -12,7 +12,7 @@ use super::{Checkpoint, Member, Place, State, Transaction, Writers};
 use crate::checkpoint::driver::{Driver, Ended};
 use crate::checkpoint::protocol::{Goal, Intent, Stop, Work};
 use crate::checkpoint::record::{
-    Entry, Head, Loss, RelPath, State as Standing, TxnId, Upload, What,
+    Cause, Entry, Head, Loss, RelPath, State as Standing, TxnId, Upload, What,
 };
 use crate::checkpoint::rules::{Event, Heard, Rule, Torn};
 use crate::clock::ulid;
@@ -153,21 +153,27 @@ impl Fs {
     fn is_part_of_a_loss(&self, checkpoint: &Checkpoint, driver: &Driver, by: By) -> bool {
         let lost = |head: &Head| head.poisons() || head.was_lost();
         let live = driver.seen().live().filter(|(_, head)| lost(&head.record));
-        let losses: Vec<TxnId> = live.map(|(txn, _)| txn).collect();
+        let losses: Vec<(TxnId, &Head)> = live.map(|(txn, head)| (txn, &*head.record)).collect();
         let mut state = checkpoint.state.lock();
         if let Some(untold) = state.untold.iter_mut().find(|w| w.includes(by.thread)) {
             untold.forget(by.thread);
             return true;
         }
-        if losses.iter().all(|loss| state.told.contains(loss)) {
+        if losses.iter().all(|(loss, _)| state.told.contains(loss)) {
             return false;
         }
+        // Nobody knows who wrote before this mount came back: whoever was there then may have.
+        let ours = |head: &Head| {
+            let restart = head.state == Standing::Aborted { cause: Cause::Restart };
+            restart && head.writer == *self.checkpoints.writer()
+        };
+        let left = losses.iter().any(|(_, head)| ours(head));
         let frozen = state.frozen.iter();
         let wrote = frozen.clone().any(|txn| Some(txn.id) == by.after)
             || frozen.clone().any(|txn| txn.writers.includes(by.thread))
-            || (self.checkpoints.config().is_older)(by.thread);
+            || (left && (self.checkpoints.config().is_older)(by.thread));
         if wrote {
-            state.told.extend(losses);
+            state.told.extend(losses.iter().map(|(loss, _)| *loss));
         }
         wrote
     }
