@@ -265,7 +265,7 @@ impl Driver {
                 Err(error) => return Err(error),
             };
             match record::parse(&key, &body) {
-                Ok(record) if is_of(&record, &self.me.child) => records.add(etag, record),
+                Ok(record) if *record.child() == self.me.child => records.add(etag, record),
                 Ok(_) => {} // of another directory, whose shortened name is the same
                 Err(error) => {
                     tracing::warn!(%key, %error, "a control record that can't be used");
@@ -312,6 +312,12 @@ impl Driver {
                 }
                 _ => wanted.push((key, object)),
             },
+            // Renames have their own look.
+            KeyKind::From(_)
+            | KeyKind::Into(_)
+            | KeyKind::List(..)
+            | KeyKind::To(_)
+            | KeyKind::Moved(_) => {}
         }
     }
 
@@ -508,15 +514,6 @@ pub fn patience(lease: Duration) -> Duration {
 /// The key of a directory's marker.
 fn marker(key: Key) -> Key {
     if key.is_marker() { key } else { Key::new(format!("{key}/")) }
-}
-
-fn is_of(record: &Record, child: &Name) -> bool {
-    match record {
-        Record::Head(head) => head.child == *child,
-        Record::Seq(seq) => seq.child == *child,
-        Record::Seal(seal) => seal.child == *child,
-        Record::Done(done) => done.child == *child,
-    }
 }
 
 fn unreadable() -> BucketError {

@@ -14,6 +14,11 @@
 //! | `txn.<child>.<ulid>.<seq>` | [`Seq`] | created if absent, never changed |
 //! | `txn.<child>.seal.<generation>` | [`Seal`] | as a seq: **the commit** |
 //! | `txn.<child>.done.<generation>` | [`Done`] | as a seq |
+//! | `txn.<child>.from.<ulid>` | [`Pointer`] | as a seq, beside the source of a rename |
+//! | `txn.<child>.into.<ulid>` | [`Pointer`] | as a seq, beside its destination |
+//! | `txn.<child>.list.<ulid>.<number>` | [`MoveList`] | as a seq, beside its destination |
+//! | `txn.<child>.to.<ulid>` | [`Decision`] | as a seq, beside it: **the rename** |
+//! | `txn.<child>.moved.<ulid>` | [`Moved`] | as a seq, beside it |
 //!
 //! `<child>` is the directory's name, percent-escaped but for ASCII letters, digits, `-`, `_` and
 //! `=`; one whose escaped form is over [`key::ESCAPED_BYTES_MAX`] is `~`, its beginning, `~`, and a
@@ -54,6 +59,22 @@
 //! and including it is published. The highest done outlives its seal, so that no generation's
 //! number is used twice.
 //!
+//! # Renames
+//!
+//! A directory's rename ([`moves`](super::moves)) has a ulid of its own, `id`. `child` is the
+//! directory's old name in a `from` and its new one in the others.
+//!
+//! | field | what |
+//! | --- | --- |
+//! | `other` | in `from`, `into` and `to`: where the other end is, from the directory that the record lies in: `up` so many levels, `down` this path, and there `name` |
+//! | `over` | in `into`: an empty directory has the name, and is to be replaced |
+//! | `verdict` | of a `to`: `move`, or `void`: given up, everything stays |
+//! | `entries` | of a `to` and its `list`s: `name` and `etag` of each object that moves, the name as its key goes on behind the directory's (`""` is its marker) |
+//! | `lists` | of a `to`: the nonce of each `list`, in the order of their numbers |
+//!
+//! While it is under way an empty-bodied mark `.trialfs/moving.<ulid>` lies in the old directory
+//! and in the new. What moves beside files and markers is `attrs.*` and `txn.*.done.*`.
+//!
 //! # Hostile input
 //!
 //! A record over [`RECORD_BYTES_MAX`] is refused before it is read, lists over their bounds and
@@ -70,11 +91,13 @@ pub mod entry;
 pub mod head;
 pub mod id;
 pub mod key;
+pub mod moving;
 
 pub use entry::{Entry, RelPath, Upload, What};
 pub use head::{Cause, Head, Loss, Manifest, SeqRef, Sign, State};
 pub use id::{Generation, Nonce, TxnId, WriterId};
 pub use key::{Escaped, KeyKind, RecordKey};
+pub use moving::{Decision, Listed, MoveList, Moved, Pointer, Ruling, Suffix, Way};
 
 /// The format this code writes, and the only one it reads.
 pub const FORMAT: u64 = 1;
@@ -85,6 +108,8 @@ pub const RECORD_BYTES_MAX: usize = 4 << 20;
 pub const ENTRIES_MAX: usize = 8192;
 /// Seqs of one transaction, and transactions of one seal: both are listed in one record.
 pub const REFERENCES_MAX: usize = 8192;
+/// Lists of one move: 8 million objects, each list read in a GET of its own.
+pub const LISTS_MAX: usize = 1024;
 /// No directory is committed so often; a hostile record must not use the numbers up.
 pub const GENERATION_MAX: Generation = Generation(1 << 48);
 
@@ -174,6 +199,11 @@ pub enum Record {
     Seq(Seq),
     Seal(Seal),
     Done(Done),
+    From(Pointer),
+    Into(Pointer),
+    List(MoveList),
+    To(Decision),
+    Moved(Moved),
 }
 
 /// What every body opens with.
@@ -210,6 +240,11 @@ pub fn parse(key: &RecordKey, bytes: &[u8]) -> Result<Record, RecordError> {
         KeyKind::Seq(..) => Record::Seq(body(bytes)?),
         KeyKind::Seal(_) => Record::Seal(body(bytes)?),
         KeyKind::Done(_) => Record::Done(body(bytes)?),
+        KeyKind::From(_) => Record::From(body(bytes)?),
+        KeyKind::Into(_) => Record::Into(body(bytes)?),
+        KeyKind::List(..) => Record::List(body(bytes)?),
+        KeyKind::To(_) => Record::To(body(bytes)?),
+        KeyKind::Moved(_) => Record::Moved(body(bytes)?),
     };
     record.check()?;
     if record.key() != *key {
@@ -235,20 +270,44 @@ impl Record {
             Record::Seq(seq) => wrapped("seq", seq),
             Record::Seal(seal) => wrapped("seal", seal),
             Record::Done(done) => wrapped("done", done),
+            Record::From(pointer) => wrapped("from", pointer),
+            Record::Into(pointer) => wrapped("into", pointer),
+            Record::List(list) => wrapped("list", list),
+            Record::To(decision) => wrapped("to", decision),
+            Record::Moved(moved) => wrapped("moved", moved),
         }?;
         check_size(bytes.len() as u64)?;
         Ok(bytes)
     }
 
+    /// The name of the directory that it speaks of.
+    pub fn child(&self) -> &Name {
+        match self {
+            Record::Head(head) => &head.child,
+            Record::Seq(seq) => &seq.child,
+            Record::Seal(seal) => &seal.child,
+            Record::Done(done) => &done.child,
+            Record::From(pointer) | Record::Into(pointer) => &pointer.child,
+            Record::List(list) => &list.child,
+            Record::To(decision) => &decision.child,
+            Record::Moved(moved) => &moved.child,
+        }
+    }
+
     /// The key that it belongs under.
     pub fn key(&self) -> RecordKey {
-        let (child, kind) = match self {
-            Record::Head(head) => (&head.child, KeyKind::Head(head.txn)),
-            Record::Seq(seq) => (&seq.child, KeyKind::Seq(seq.txn, seq.seq)),
-            Record::Seal(seal) => (&seal.child, KeyKind::Seal(seal.generation)),
-            Record::Done(done) => (&done.child, KeyKind::Done(done.generation)),
+        let kind = match self {
+            Record::Head(head) => KeyKind::Head(head.txn),
+            Record::Seq(seq) => KeyKind::Seq(seq.txn, seq.seq),
+            Record::Seal(seal) => KeyKind::Seal(seal.generation),
+            Record::Done(done) => KeyKind::Done(done.generation),
+            Record::From(pointer) => KeyKind::From(pointer.id),
+            Record::Into(pointer) => KeyKind::Into(pointer.id),
+            Record::List(list) => KeyKind::List(list.id, list.number),
+            Record::To(decision) => KeyKind::To(decision.id),
+            Record::Moved(moved) => KeyKind::Moved(moved.id),
         };
-        RecordKey { child: Escaped::of(child), kind }
+        RecordKey { child: Escaped::of(self.child()), kind }
     }
 
     fn generation(&self) -> Option<Generation> {
@@ -257,6 +316,11 @@ impl Record {
             Record::Seq(_) => None,
             Record::Seal(seal) => Some(seal.generation),
             Record::Done(done) => Some(done.generation),
+            Record::From(_)
+            | Record::Into(_)
+            | Record::List(_)
+            | Record::To(_)
+            | Record::Moved(_) => None,
         }
     }
 
@@ -268,7 +332,9 @@ impl Record {
             },
             Record::Seq(seq) => (seq.entries.as_slice(), 0),
             Record::Seal(seal) => (&[][..], seal.records.len() + seal.dropped.len()),
-            Record::Done(_) => (&[][..], 0),
+            Record::To(decision) => (&[][..], decision.entries.len() + decision.lists.len()),
+            Record::List(list) => (&[][..], list.entries.len()),
+            Record::Done(_) | Record::From(_) | Record::Into(_) | Record::Moved(_) => (&[][..], 0),
         };
         if entries.len() > ENTRIES_MAX || references > REFERENCES_MAX {
             return Err(RecordError::Invalid("more entries than a record may have".into()));

@@ -263,6 +263,12 @@ impl Records {
             Record::Done(done) => {
                 self.dones.insert(done.generation, etag);
             }
+            // Renames have their own look.
+            Record::From(_)
+            | Record::Into(_)
+            | Record::List(_)
+            | Record::To(_)
+            | Record::Moved(_) => {}
         }
     }
 }

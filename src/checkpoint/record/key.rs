@@ -72,9 +72,27 @@ pub enum KeyKind {
     Seq(TxnId, u32),
     Seal(Generation),
     Done(Generation),
+    /// Of a move: beside its source, beside its destination, what it moves, its decision, its end.
+    From(TxnId),
+    Into(TxnId),
+    List(TxnId, u32),
+    To(TxnId),
+    Moved(TxnId),
 }
 
 impl KeyKind {
+    /// The move that it belongs to; `None`: it is of a transaction.
+    pub fn of_move(self) -> Option<TxnId> {
+        match self {
+            KeyKind::Head(_) | KeyKind::Seq(..) | KeyKind::Seal(_) | KeyKind::Done(_) => None,
+            KeyKind::From(id)
+            | KeyKind::Into(id)
+            | KeyKind::List(id, _)
+            | KeyKind::To(id)
+            | KeyKind::Moved(id) => Some(id),
+        }
+    }
+
     /// The word that stands in the body for it.
     pub fn word(self) -> &'static str {
         match self {
@@ -82,6 +100,11 @@ impl KeyKind {
             KeyKind::Seq(..) => "seq",
             KeyKind::Seal(_) => "seal",
             KeyKind::Done(_) => "done",
+            KeyKind::From(_) => "from",
+            KeyKind::Into(_) => "into",
+            KeyKind::List(..) => "list",
+            KeyKind::To(_) => "to",
+            KeyKind::Moved(_) => "moved",
         }
     }
 }
@@ -110,6 +133,14 @@ impl RecordKey {
         let kind = match (words.next()?, words.next()) {
             ("seal", number) => KeyKind::Seal(Generation(canonical(number?)?)),
             ("done", number) => KeyKind::Done(Generation(canonical(number?)?)),
+            ("from", id) => KeyKind::From(id?.parse().ok()?),
+            ("into", id) => KeyKind::Into(id?.parse().ok()?),
+            ("to", id) => KeyKind::To(id?.parse().ok()?),
+            ("moved", id) => KeyKind::Moved(id?.parse().ok()?),
+            ("list", id) => {
+                let number = u32::try_from(canonical(words.next()?)?).ok()?;
+                KeyKind::List(id?.parse().ok()?, number)
+            }
             (txn, None) => KeyKind::Head(txn.parse().ok()?),
             (txn, Some(seq)) => {
                 KeyKind::Seq(txn.parse().ok()?, u32::try_from(canonical(seq)?).ok()?)
@@ -136,6 +167,10 @@ impl std::fmt::Display for RecordKey {
             KeyKind::Seq(txn, seq) => write!(f, "{PREFIX}.{child}.{txn}.{seq}"),
             KeyKind::Seal(generation) => write!(f, "{PREFIX}.{child}.seal.{}", generation.0),
             KeyKind::Done(generation) => write!(f, "{PREFIX}.{child}.done.{}", generation.0),
+            KeyKind::List(id, number) => write!(f, "{PREFIX}.{child}.list.{id}.{number}"),
+            KeyKind::From(id) | KeyKind::Into(id) | KeyKind::To(id) | KeyKind::Moved(id) => {
+                write!(f, "{PREFIX}.{child}.{}.{id}", self.kind.word())
+            }
         }
     }
 }
@@ -149,6 +184,15 @@ pub fn control_prefix(dir: &str) -> String {
 /// What the keys of every record of one child open with: one LIST finds them all.
 pub fn child_prefix(dir: &str, child: &Escaped) -> String {
     format!("{}{PREFIX}.{}.", control_prefix(dir), child.as_str())
+}
+
+/// What the name of a mark opens with: a mark lies in the source and in the destination of a move
+/// while it is under way, so that whoever lists one of the two looks for its records.
+pub const MARK_PREFIX: &str = "moving.";
+
+/// The key of a move's mark in `directory`, which ends in `/`.
+pub fn mark_key(directory: &str, id: TxnId) -> Key {
+    Key::new(format!("{directory}{CONTROL_DIR}/{MARK_PREFIX}{id}"))
 }
 
 /// A decimal number in the one way we write it.

@@ -27,7 +27,7 @@ const ID: &str = "01JD8Z3V5N6Q7R8S9TAVBWCXDY";
 #[test]
 fn every_record_ever_written_in_format_1_is_still_read_and_kept_whole() {
     let golden = golden();
-    assert_eq!(golden.len(), 10, "the golden files are never removed; count the new one");
+    assert_eq!(golden.len(), 16, "the golden files are never removed; count the new one");
     for (key, bytes) in golden {
         let record = parse(&key, &bytes).unwrap_or_else(|error| panic!("{key}: {error}"));
         assert_eq!(record.key(), key);
@@ -57,6 +57,51 @@ fn golden_records_mean_what_they_meant() {
     let Record::Seal(seal) = read("txn.checkpoint_000002.seal.3") else { panic!() };
     assert_eq!(seal.verdict, Verdict::Void);
     assert!(matches!(read("txn.checkpoint_000001.done.1"), Record::Done(_)));
+}
+
+#[test]
+fn golden_renames_mean_what_they_meant() {
+    let Record::From(from) = read(&format!("txn.run.from.{ID}")) else { panic!() };
+    assert_eq!(from.other.from("root/new").as_deref(), Some("root/old/runs"));
+    let Record::To(to) = read(&format!("txn.run%201.to.{ID}")) else { panic!() };
+    assert_eq!((to.verdict, to.lists.len(), to.entries.len()), (Ruling::Move, 1, 4));
+    assert_eq!(to.other.from("root/old/runs").as_deref(), Some("root/new"));
+    assert!(to.entries[0].name.is_marker() && to.entries[1].name.is_marker());
+    assert!(to.entries[2].name.is_control() && to.entries[3].name.is_control());
+    let Record::To(void) = read(&format!("txn.gone.to.{ID}")) else { panic!() };
+    assert_eq!(void.verdict, Ruling::Void);
+    assert!(matches!(read(&format!("txn.run%201.into.{ID}")), Record::Into(into) if into.over));
+}
+
+#[test]
+fn renames_that_name_keys_outside_their_directory_are_refused() {
+    let long = "x/".repeat(600) + "x";
+    let bad = ["..", "../b", "a/../../b", "/etc/passwd", "a//b", "//", "/", "a\nb", "a\u{0}", "."];
+    let ours = [
+        ".trialfs",
+        ".trialfs/",
+        ".trialfs/attrs.",
+        ".trialfs/attrs.a/b",
+        ".trialfs/../x",
+        "../.trialfs/attrs.a",
+        ".trialfs/txn.a.seal.1",
+        "a/.trialfs/.trialfs/attrs.a",
+        ".trialfs/moving.01JD8Z3V5N6Q7R8S9TAVBWCXDY",
+        &long,
+    ];
+    for name in bad.iter().chain(&ours) {
+        assert!(Suffix::new(name).is_err(), "{name:?}");
+    }
+    for name in ["", "a", "a/", "a/b.pt", ".trialfs/attrs.m", "a/.trialfs/txn.c.done.1"] {
+        assert!(Suffix::new(name).is_ok(), "{name:?}");
+    }
+    let name = || Name::new("x").unwrap();
+    let way = |up, down: &str| Way { up, down: RelPath::new(down).unwrap(), name: name() };
+    assert_eq!(way(3, "").from("a/b"), None, "out of the bucket");
+    assert_eq!(way(u32::MAX, "").from("a"), None);
+    for (from, to) in [("", ""), ("", "a/b"), ("a/b", ""), ("a/b", "a/c/d"), ("a", "ab")] {
+        assert_eq!(Way::new(from, to, name()).unwrap().from(from).as_deref(), Some(to));
+    }
 }
 
 #[test]
@@ -289,7 +334,7 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        for (key, _) in golden().into_iter().take(4) {
+        for (key, _) in golden() {
             let _ = parse(&key, &bytes);
         }
     }
@@ -302,7 +347,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_records_never_panic(which in 0usize..10, at in any::<prop::sample::Index>(),
+    fn damaged_records_never_panic(which in 0usize..16, at in any::<prop::sample::Index>(),
                                    with in any::<u8>(), cut in any::<bool>()) {
         let (key, mut bytes) = golden().swap_remove(which);
         let at = at.index(bytes.len());
