@@ -8,8 +8,8 @@
 //! | [`rules`] | which directories are checkpoints, and what says that one is complete |
 //!
 //! These four are pure: no request, clock, task, lock or random number. [`driver`] asks the
-//! protocol, [`mover`] asks `moves`; both send what they are told and hand the answers back. Not owned here: the bytes of files, and
-//! which inode or process belongs to a checkpoint (`fs`).
+//! protocol, [`mover`] asks `moves`; both send what they are told and hand the answers back. Not
+//! owned here: the bytes of files, and which inode or process belongs to a checkpoint (`fs`).
 
 pub mod driver;
 pub mod mover;

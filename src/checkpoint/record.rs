@@ -66,11 +66,15 @@
 //!
 //! | field | what |
 //! | --- | --- |
-//! | `other` | in `from`, `into` and `to`: where the other end is, from the directory that the record lies in: `up` so many levels, `down` this path, and there `name` |
+//! | `other` | in `from`, `into` and `to`: the other end, `up`, `down` and `name`; see below |
 //! | `over` | in `into`: an empty directory has the name, and is to be replaced |
 //! | `verdict` | of a `to`: `move`, or `void`: given up, everything stays |
-//! | `entries` | of a `to` and its `list`s: `name` and `etag` of each object that moves, the name as its key goes on behind the directory's (`""` is its marker) |
+//! | `entries` | of a `to` and its `list`s: `name` and `etag` of each object that moves |
 //! | `lists` | of a `to`: the nonce of each `list`, in the order of their numbers |
+//!
+//! The other end of a rename is told from the directory that the record lies in: `up` so many
+//! levels, `down` this path, and there `name`. An entry's name is what its key has behind the
+//! directory's (`""` is the directory's marker).
 //!
 //! While it is under way an empty-bodied mark `.trialfs/moving.<ulid>` lies in the old directory
 //! and in the new. What moves beside files and markers is `attrs.*` and `txn.*.done.*`.

@@ -1,4 +1,5 @@
-//! `trialfs gc`: has the mount give up what dead nodes left of checkpoint directories, and says what.
+//! `trialfs gc`: has the mount give up what dead nodes left of checkpoint directories, and says
+//! what.
 
 use std::time::Duration;
 

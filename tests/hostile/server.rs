@@ -134,7 +134,9 @@ async fn serve(mut stream: TcpStream, answer: Arc<Vec<u8>>) {
 
 const HEAD: &str = "etag: \"e\"\r\nlast-modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n\
 content-range: bytes 0-8/9\r\nx-amz-checksum-crc64nvme: rosUhgp5mIg=\r\n\
-x-amz-meta-trialfs-nonce: n\r\nx-goog-generation: 5\r\nx-goog-hash: crc32c=AAAAAA==\r\nretry-after: 1\r\nx-ms-request-id: 1\r\n\
+x-amz-meta-trialfs-nonce: n\r\nx-goog-generation: 5\r\n\
+x-goog-hash: crc32c=AAAAAA==\r\nretry-after: 1\r\n\
+x-ms-request-id: 1\r\n\
 x-amz-bucket-region: us-east-1";
 const S3_LIST: &str = include_str!("../data/answers/s3_list.xml");
 const S3_ERROR: &str = include_str!("../data/answers/s3_error.xml");

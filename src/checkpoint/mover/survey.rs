@@ -30,8 +30,8 @@ impl Mover {
     ///
     /// What is listed counts from when no rival is there, since from our pointers on none begins:
     /// a rival that was done in between would have left half of it. Sources go no sooner than
-    /// [`GRACE`] after a decision, so if no rival was there when we pointed, and all of it took less,
-    /// there was none; else the directories are listed again.
+    /// [`GRACE`] after a decision, so if no rival was there when we pointed, and all of it took
+    /// less, there was none; else the directories are listed again.
     pub async fn survey(&self) -> Result<Surveyed, BucketError> {
         let mark = mark_key(&self.ends.target(), self.id);
         let (marked, found, rival, above) =

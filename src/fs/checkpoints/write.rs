@@ -147,9 +147,9 @@ impl Fs {
         Ok(Some(id))
     }
 
-    /// Whether somebody writes on in a save of which a part is lost. What comes from now on would be
-    /// committed without that part, so he is told, once: EIO. Whoever wrote none of it is a retry,
-    /// and begins anew.
+    /// Whether somebody writes on in a save of which a part is lost. What comes from now on would
+    /// be committed without that part, so he is told, once: EIO. Whoever wrote none of it is a
+    /// retry, and begins anew.
     fn is_part_of_a_loss(&self, checkpoint: &Checkpoint, driver: &Driver, by: By) -> bool {
         let lost = |head: &Head| head.poisons() || head.was_lost();
         let live = driver.seen().live().filter(|(_, head)| lost(&head.record));
