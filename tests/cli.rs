@@ -117,7 +117,24 @@ impl Drop for Place {
                 let _ = Command::new("umount").args(["-l", point]).status();
             }
         }
+        // One that a failed test left stopped would stay for ever.
+        for pid in daemons_of(self.dir.path()) {
+            // SAFETY: kill touches no memory; the pid is of a process that this test started.
+            unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
+        }
     }
+}
+
+/// Processes that have a path below `dir` among their arguments.
+fn daemons_of(dir: &Path) -> Vec<u32> {
+    let start = format!("{}/", text(dir));
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let of_ours = |pid: &u32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words.split(|byte| *byte == 0).any(|word| word.starts_with(start.as_bytes()))
+    };
+    pids.filter(of_ours).collect()
 }
 
 fn text(path: &Path) -> &str {

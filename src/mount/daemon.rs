@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result};
 
@@ -34,7 +34,8 @@ pub struct Announcer {
     pipe: Option<File>,
 }
 
-/// Forks. In the daemon: a session of its own, `/` as working directory, nothing of the terminal.
+/// Forks. In the daemon: a session of its own, `/` as working directory, nothing of the terminal,
+/// and no descriptor of whoever started it but 0 to 2.
 pub fn split() -> Result<Side> {
     let (read, write) = pipe().context("can't make a pipe")?;
     // SAFETY: the process has one thread (the caller's promise), so that no lock is held by
@@ -43,6 +44,7 @@ pub fn split() -> Result<Side> {
         -1 => Err(io::Error::last_os_error()).context("can't start the daemon"),
         0 => {
             drop(read);
+            close_inherited(write.as_raw_fd());
             leave_terminal().context("can't leave the terminal")?;
             Ok(Side::Daemon(Announcer { pipe: Some(File::from(write)) }))
         }
@@ -127,8 +129,20 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     }
 }
 
+/// A script's lock (`exec 9>lock; flock 9; trialfs mount ...`) or pipe must not be held for as long
+/// as the mount lives.
+fn close_inherited(ours: RawFd) {
+    let ours = ours.unsigned_abs();
+    for (first, last) in [(3, ours.saturating_sub(1)), (ours + 1, u32::MAX)] {
+        if first <= last {
+            // SAFETY: three numbers; in this process, just forked, nothing else owns those
+            // descriptors. A kernel without the call (before 5.9) leaves them open, as before.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        }
+    }
+}
+
 fn leave_terminal() -> io::Result<()> {
-    use std::os::fd::AsRawFd;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     std::env::set_current_dir("/")?;
     // SAFETY: neither call touches memory; the descriptors 0 to 2 are nobody's in a single thread.

@@ -97,6 +97,19 @@ def test_an_unmount_from_inside_names_the_shell_and_not_itself():
     here.stop()
 
 
+def test_a_mount_keeps_no_lock_and_no_pipe_of_the_script_that_made_it():
+    point, lock = work() / "mnt" / "script", scratch("script") / "lock"
+    point.mkdir(parents=True)
+    url = f"s3://{s3().bucket}/{unique('script')}"
+    flags = f"--endpoint {s3().endpoint} --region us-east-1 --cache-dir {scratch('script')}/cache"
+    script = f"exec 9>{lock}; flock -n 9; {TRIALFS} mount {url} {point} {flags}"
+    run("bash", "-ec", script, env={**os.environ, **s3().env}, seconds=90)
+    try:
+        run("flock", "-n", lock, "true")
+    finally:
+        run(TRIALFS, "unmount", point)
+
+
 def test_default_cache_directories_differ_by_mount():
     prefix = unique("caches")
     with Background(f"s3://{s3().bucket}/{prefix}/a", name="cache-a") as a:
