@@ -6,7 +6,8 @@
 Owns just what trialfs asks of S3: conditional PUT and DELETE, uploads by parts, LIST, ranged GET of what is
 kept. It checks no signature and offers no copy. Of an object it knows the length and CRC32 of each part.
 Like the fault proxy it says its port on the first line of standard output, and answers each line of JSON on
-standard input: {"fill": ["prefix/", 100000]} makes empty-handed objects, {"sums": "key"} tells an object's.
+standard input: {"fill": ["prefix/", 100000]} makes small objects, {"put": [key, body, metadata, size]} one
+that may lie about its size, {"sums": "key"} tells an object's parts.
 """
 
 import argparse
@@ -191,6 +192,10 @@ class Store:
     def told(self, command: dict) -> dict:
         if "fill" in command:
             self.fill(*command["fill"])
+        if "put" in command:  # [key, body, metadata, the size that it claims]
+            key, body, metadata, size = command["put"]
+            body = body.encode()
+            self.put(key, Object(len(body) if size is None else size, [], body, self.etag(), metadata))
         if "sums" in command:
             item = self.objects.get(command["sums"])
             return {"sums": item and item.sums, "size": item and item.size}

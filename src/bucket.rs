@@ -21,6 +21,7 @@ mod error;
 mod http;
 mod pages;
 mod probe;
+mod progress;
 mod retry;
 mod settle;
 mod store;

@@ -80,6 +80,7 @@ pub struct MountConfig {
     pub memory_bytes_max: u64,
     /// Staged bytes not yet in the bucket; past it writers wait.
     pub dirty_bytes_max: u64,
+    pub counts: CountLimits,
     pub read_only: bool,
     pub allow_other: bool,
     pub uid: u32,
@@ -92,6 +93,20 @@ pub struct MountConfig {
     /// Use FUSE passthrough where the kernel grants it.
     pub passthrough: bool,
     pub checkpoints: CheckpointOptions,
+}
+
+/// How many of a kind there may be at a time. Past each, whoever wants one more waits for the bound
+/// on one operation, and then gets ENFILE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CountLimits {
+    /// Files being written, each with a descriptor here. `None`: what descriptors allow.
+    pub staged_files: Option<usize>,
+    /// Uploads that run; a file that is closed past them waits.
+    pub uploads: usize,
+    /// Requests of programs that wait for something.
+    pub requests: usize,
+    /// Names that the kernel may know; past most of them it is asked to forget those not in use.
+    pub inodes: usize,
 }
 
 /// How checkpoint directories are known and committed.
@@ -122,6 +137,12 @@ pub const ATTRIBUTE_TTL: Duration = Duration::from_secs(1);
 pub const CACHE_BYTES_DEFAULT: u64 = 10 << 30;
 pub const MEMORY_BYTES_DEFAULT: u64 = 512 << 20;
 pub const DIRTY_BYTES_DEFAULT: u64 = 32 << 30;
+/// As many small files as go up at a time before a server slows down; large ones share the memory.
+pub const UPLOADS_DEFAULT: usize = 256;
+/// More than programs of one machine have threads; each takes some KiB.
+pub const REQUESTS_DEFAULT: usize = 16_384;
+/// Each takes about 1 KiB, and half of them are soon forgotten where memory is short.
+pub const INODES_DEFAULT: usize = 1_000_000;
 pub const IO_TIMEOUT_DEFAULT: Duration = Duration::from_secs(120);
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ pub mod handles;
 
 mod attributes;
 mod copying;
+mod crowd;
 mod directories;
 mod files;
 mod known;
@@ -94,6 +95,8 @@ pub struct FsConfig {
     /// For the content of unlinked files that are still open.
     pub scratch_dir: PathBuf,
     pub checkpoints: CheckpointConfig,
+    /// Names that may be known at a time.
+    pub inodes_max: usize,
 }
 
 /// Who calls.
@@ -132,6 +135,7 @@ pub struct Pending {
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct FsStatus {
     pub inodes: usize,
+    pub inodes_max: usize,
     pub handles: usize,
     /// Keys that POSIX can't name, met so far.
     pub odd_keys: u64,
@@ -170,6 +174,8 @@ pub struct Fs {
     passthrough: AtomicBool,
     odd_keys: AtomicU64,
     odd_key_names: Mutex<Vec<String>>,
+    /// When the kernel was last asked to forget names.
+    thinned: Mutex<Option<Instant>>,
 }
 
 impl Fs {
@@ -206,6 +212,7 @@ impl Fs {
             passthrough,
             odd_keys: AtomicU64::new(0),
             odd_key_names: Mutex::new(Vec::new()),
+            thinned: Mutex::default(),
         });
         tokio::spawn(records::flush_now_and_then(Arc::downgrade(&fs)));
         fs
@@ -231,6 +238,7 @@ impl Fs {
         let odd_key_names = self.odd_key_names.lock().clone();
         FsStatus {
             inodes,
+            inodes_max: self.config.inodes_max,
             handles: self.handles.len(),
             odd_keys: self.odd_keys.load(Ordering::Relaxed),
             odd_key_names,

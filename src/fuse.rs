@@ -13,7 +13,7 @@ mod closer;
 mod convert;
 mod listing;
 mod notifier;
-mod run;
+pub mod run;
 
 use std::ffi::OsStr;
 use std::future::Future;
@@ -41,7 +41,7 @@ use convert::{
 };
 use listing::{entries, names};
 use notifier::Notifier;
-use run::{bounded, run};
+use run::{Requests, bounded};
 
 /// The largest write the kernel sends at once, in bytes; as large as it goes without more pages.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
@@ -83,9 +83,9 @@ pub fn serve(
     fs: Arc<Fs>,
     fd: OwnedFd,
     options: Options,
-    runtime: tokio::runtime::Handle,
+    requests: Arc<Requests>,
 ) -> io::Result<Serving> {
-    let shim = Shim { fs: fs.clone(), runtime, backings: Default::default(), options };
+    let shim = Shim { fs: fs.clone(), requests, backings: Default::default(), options };
     let mut config = fuser::Config::default();
     config.n_threads = Some(options.threads);
     let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
@@ -96,14 +96,14 @@ pub fn serve(
 
 struct Shim {
     fs: Arc<Fs>,
-    runtime: tokio::runtime::Handle,
+    requests: Arc<Requests>,
     backings: Backings,
     options: Options,
 }
 
 impl Shim {
     fn run(&self, request: impl Future<Output = ()> + Send + 'static) {
-        run(&self.runtime, request);
+        self.requests.run(request);
     }
 
     fn deadline(&self) -> Duration {
@@ -404,7 +404,7 @@ impl Filesystem for Shim {
         reply: ReplyEmpty,
     ) {
         let (fs, closer) = (self.fs.clone(), closer(request.pid()));
-        self.run(async move {
+        self.requests.run_at_once(async move {
             reply_empty(reply, bounded(TRANSFER_DEADLINE, fs.flush(handle.0, closer)).await);
         });
     }
@@ -420,7 +420,7 @@ impl Filesystem for Shim {
         reply: ReplyEmpty,
     ) {
         let (fs, backings) = (self.fs.clone(), self.backings.clone());
-        self.run(async move {
+        self.requests.run_at_once(async move {
             if fs.passes_through(handle.0) {
                 unback(&backings, ino.0);
             }
@@ -438,7 +438,7 @@ impl Filesystem for Shim {
         reply: ReplyEmpty,
     ) {
         let fs = self.fs.clone();
-        self.run(async move {
+        self.requests.run_at_once(async move {
             reply_empty(reply, bounded(TRANSFER_DEADLINE, fs.fsync(handle.0)).await);
         });
     }

@@ -66,6 +66,7 @@ mod fetch;
 mod mapped;
 mod multipart;
 mod parts;
+mod places;
 mod prepare;
 mod ranges;
 mod shared;
@@ -93,11 +94,13 @@ use crate::bucket::Bucket;
 use crate::clock::{Clock, ulid};
 use crate::types::Key;
 
+use places::Places;
 use shared::{Counters, DirtyBound, Shared, SharedParts};
 use staging::StagingDir;
 
 pub use copying::{Copied, Taken};
 pub use error::WriteError;
+pub use places::Place as FilePlace;
 pub use spare::Content;
 pub use staged::Staged;
 pub use state::{Base, Prepared, Stamp, Uploaded};
@@ -122,7 +125,11 @@ pub struct WriteConfig {
     pub parallel_parts: usize,
     /// Staged bytes not yet in the bucket; past it writers wait.
     pub dirty_bytes_max: u64,
-    /// How long they wait, before ENOSPC.
+    /// Staged files; past it [`Writer::place`] waits.
+    pub staged_files_max: usize,
+    /// Uploads that run at a time.
+    pub uploads_max: usize,
+    /// How long they wait, before ENOSPC or ENFILE.
     pub wait_max: Duration,
 }
 
@@ -149,6 +156,8 @@ impl Writer {
             part_bytes: config.part_bytes,
             parallel_parts: config.parallel_parts,
             dirty: DirtyBound::new(config.dirty_bytes_max, config.wait_max),
+            places: Places::new(config.staged_files_max, config.wait_max),
+            uploads_max: config.uploads_max,
             runtime,
         });
         Ok(Arc::new(Self { shared, quarantined_at_start }))
@@ -195,6 +204,12 @@ impl Writer {
         Ok(staged)
     }
 
+    /// Waits until one more file may be staged; it may be while the place is held. Nobody who waits
+    /// here may hold what another needs to close a file. ENFILE if it takes too long. No request.
+    pub async fn place(&self) -> Result<FilePlace, WriteError> {
+        self.shared.places.wait().await
+    }
+
     /// Aborts a prepared upload that nothing will ever complete; nobody waits for it. One request.
     pub fn abort(&self, key: &Key, upload: &str) {
         self.shared.abort(key.clone(), upload.to_owned());
@@ -217,7 +232,10 @@ impl Writer {
         let counters = &self.shared.counters;
         WriteStatus {
             staged_files: of(&counters.staged_files),
+            staged_files_max: self.shared.places.max() as u64,
             dirty_bytes: self.shared.dirty.bytes(),
+            dirty_bytes_max: self.shared.dirty.max(),
+            uploads_max: self.shared.uploads_max as u64,
             uploads_running: of(&counters.uploads_running),
             uploads_done: of(&counters.uploads_done),
             uploads_failed: of(&counters.uploads_failed),
@@ -237,9 +255,12 @@ impl Writer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct WriteStatus {
     pub staged_files: u64,
+    pub staged_files_max: u64,
     /// Staged bytes that the bucket does not have.
     pub dirty_bytes: u64,
+    pub dirty_bytes_max: u64,
     pub uploads_running: u64,
+    pub uploads_max: u64,
     pub uploads_done: u64,
     pub uploads_failed: u64,
     /// Parts whose bytes were sent, and how many of them before the close.

@@ -99,3 +99,38 @@ async fn a_throttling_server_is_left_alone_for_as_long_as_it_says() {
     assert!(started.elapsed() >= Duration::from_secs(2), "{:?}", started.elapsed());
     assert_eq!(bucket.counts().get, 3);
 }
+
+/// A server that takes the head of each request and the first bytes of its body, and no more.
+async fn stalling(io_timeout: Duration) -> Arc<Bucket> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut some = [0; 1024];
+            let _ = stream.read(&mut some).await;
+            held.push(stream);
+        }
+    });
+    let location = Location::S3 { bucket: "b".to_owned(), prefix: String::new() };
+    let options = StoreOptions {
+        endpoint: Some(endpoint),
+        region: Some("us-east-1".to_owned()),
+        anonymous: true,
+        ..StoreOptions::default()
+    };
+    let store = bucket::open(&location, &options, clock::system()).await.unwrap();
+    Bucket::new(store, clock::system(), io_timeout)
+}
+
+#[tokio::test]
+async fn a_large_body_that_stands_still_is_not_waited_for_as_on_a_slow_link() {
+    let bucket = stalling(Duration::from_secs(2)).await;
+    let started = Instant::now();
+    let body = bytes::Bytes::from(vec![7; 16 << 20]);
+    let sent = bucket.upload_part(&Key::new("k"), "upload", 1, body).await;
+    assert!(matches!(sent, Err(BucketError::TimedOut(_))), "{sent:?}");
+    // The kernel's own buffers are given 8 s; 16 MiB on the slowest link would be given 128.
+    assert!(started.elapsed() < Duration::from_secs(25), "{:?}", started.elapsed());
+}

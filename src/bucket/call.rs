@@ -10,12 +10,18 @@ use std::time::{Duration, Instant};
 
 use crate::bucket::count::{Counters, Operation};
 use crate::bucket::error::BucketError;
+use crate::bucket::progress::Progress;
 use crate::bucket::retry::Policy;
 use crate::bucket::store::Store;
 use crate::clock::Clock;
 
 /// What a server-side copy or completion is given for its own work, as bytes of body: two minutes.
 pub const SERVER_WORK_BYTES: u64 = 16 << 20;
+
+/// A body that stands still is noticed a quarter late at most.
+const LOOKS_IN_QUIET: u32 = 4;
+/// Looking costs a timer.
+const LOOK_MIN: Duration = Duration::from_millis(10);
 
 /// Whether an attempt before the last may have been applied although no answer came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,12 +55,26 @@ impl Caller {
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T, BucketError>>,
     {
-        let end = self.clock.now() + self.policy.bound(bytes);
+        let started = self.clock.now();
+        // The time in which a body moves is not waiting; that of one which nobody watches all is.
+        let mut moving = self.policy.moving_max(bytes);
+        let mut moved = Duration::ZERO;
         let mut doubt = Doubt::None;
         let mut failed = 0;
         loop {
+            let progress = Progress::new(self.clock.clone());
+            let began = self.clock.now();
+            let end = started + self.policy.io_timeout + moving;
+            let attempt = progress.over(ask());
+            let moves = self.while_it_moves(&progress, end, attempt);
             let limit = self.policy.attempt(bytes).min(self.left(end));
-            let error = match self.once(operation, limit, ask()).await {
+            let result = self.once(operation, limit, moves).await;
+            if let Some(last) = progress.last() {
+                moved += last.saturating_duration_since(began);
+                moving = moved.min(self.policy.moving_max(bytes));
+            }
+            let end = started + self.policy.io_timeout + moving;
+            let error = match result {
                 Ok(value) => return Outcome { result: Ok(value), doubt },
                 Err(error) => error,
             };
@@ -67,6 +87,28 @@ impl Caller {
             doubt = Doubt::LostReply;
             tokio::time::sleep(wait).await;
             self.counters.retry();
+        }
+    }
+
+    /// Gives an attempt up whose body stands still, where somebody watches it.
+    async fn while_it_moves<T>(
+        &self,
+        progress: &Progress,
+        end: Instant,
+        attempt: impl Future<Output = Result<T, BucketError>>,
+    ) -> Result<T, BucketError> {
+        let quiet = self.policy.quiet();
+        let look = (quiet / LOOKS_IN_QUIET).max(LOOK_MIN);
+        let mut attempt = std::pin::pin!(attempt);
+        loop {
+            if let Ok(result) = tokio::time::timeout(look, &mut attempt).await {
+                return result;
+            }
+            let Some(last) = progress.last() else { continue };
+            let still = self.clock.now().saturating_duration_since(last);
+            if still >= quiet || self.clock.now() >= end {
+                return Err(BucketError::TimedOut(format!("the body stood still for {still:?}")));
+            }
         }
     }
 

@@ -15,6 +15,9 @@ const WAIT_MAX_MS: u64 = 5_000;
 /// One attempt gets this part of the whole bound, so that a stalled socket leaves time for others.
 const ATTEMPTS_IN_BOUND: u32 = 4;
 
+/// Of a body, so much may be in the kernel's hands and not yet sent on a link so slow.
+const IN_KERNEL_BYTES: u64 = 1 << 20;
+
 /// The bound on one operation, from which all else follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
@@ -30,6 +33,17 @@ impl Policy {
     /// How long one attempt may take.
     pub fn attempt(&self, bytes: u64) -> Duration {
         self.io_timeout / ATTEMPTS_IN_BOUND + transfer_time(bytes)
+    }
+
+    /// How long a body on its way may stand still, or its answer take once it is gone: what the
+    /// kernel has taken of it goes on by itself.
+    pub fn quiet(&self) -> Duration {
+        self.attempt(IN_KERNEL_BYTES)
+    }
+
+    /// How much longer than `io_timeout` an operation may take in all while `bytes` of body move.
+    pub fn moving_max(&self, bytes: u64) -> Duration {
+        transfer_time(bytes)
     }
 
     /// The wait before the next attempt, or `None` if `error` is to be handed up. `failed` counts

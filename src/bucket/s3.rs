@@ -27,7 +27,7 @@ use crate::bucket::error::BucketError;
 use crate::bucket::store::{
     Body, Capabilities, Condition, Metadata, ObjectInfo, Page, Store, Written,
 };
-use crate::bucket::{http, xml};
+use crate::bucket::{http, progress, xml};
 use crate::clock::Clock;
 use crate::config::StoreOptions;
 use crate::types::{ETag, KEY_BYTES_MAX, Key};
@@ -208,7 +208,11 @@ impl S3 {
         let mut headers = self.sign(&request.method, &url, request.headers).await?;
         http::set_length(&mut headers, &request.method, &request.body);
         let head = request.method == Method::HEAD;
-        let sent = self.client.request(request.method, url).headers(headers).body(request.body);
+        let sent = self
+            .client
+            .request(request.method, url)
+            .headers(headers)
+            .body(progress::watched(request.body));
         let response = sent.send().await.map_err(http::transport_error)?;
         if response.status().is_success() {
             return Ok(response);

@@ -161,6 +161,22 @@ pub struct LimitArgs {
     /// Bytes written but not yet in the bucket; past it writers wait
     #[arg(long, value_name = "SIZE", default_value = "32GiB", value_parser = parse_size)]
     pub dirty_limit: u64,
+    /// Files being written at a time; past it an open for writing waits
+    /// [default: three quarters of the descriptors that the daemon may have]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub file_limit: Option<u32>,
+    /// Uploads that run at a time; past it a close waits for its turn
+    #[arg(long, value_name = "N", default_value = "256")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub upload_limit: u32,
+    /// Requests of programs that wait for the store at a time; past it the next wait to begin
+    #[arg(long, value_name = "N", default_value = "16384")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub request_limit: u32,
+    /// Names known at a time; past three quarters those not in use are forgotten, past all ENFILE
+    #[arg(long, value_name = "N", default_value = "1000000")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    pub inode_limit: u32,
 }
 
 #[derive(Debug, Args)]

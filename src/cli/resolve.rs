@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use crate::bucket::azure;
 use crate::checkpoint::protocol::lease::{LEASE_MAX, LEASE_MIN};
 use crate::checkpoint::rules::{RuleError, rule_from_flag, rules_from_file};
-use crate::config::{CheckpointOptions, Location, MountConfig, Secret, StoreOptions, origin};
+use crate::config::{
+    CheckpointOptions, CountLimits, Location, MountConfig, Secret, StoreOptions, origin,
+};
 use crate::mount::point::Covering;
 use crate::mount::registry::hash;
 use crate::mount::{Launch, Stay};
@@ -70,6 +72,12 @@ pub fn resolve(
         cache_bytes_max: args.limits.cache_size,
         memory_bytes_max: args.limits.memory_limit,
         dirty_bytes_max: args.limits.dirty_limit,
+        counts: CountLimits {
+            staged_files: args.limits.file_limit.map(|files| files as usize),
+            uploads: args.limits.upload_limit as usize,
+            requests: args.limits.request_limit as usize,
+            inodes: args.limits.inode_limit as usize,
+        },
         read_only: args.read_only,
         allow_other: args.allow_other,
         uid: args.uid.unwrap_or(around.uid),

@@ -232,6 +232,7 @@ impl Fs {
         caller: Caller,
     ) -> Result<Entry, Errno> {
         let (name, key) = self.new_name(parent, name)?;
+        self.room_for_a_name().await?;
         let marker = Key::new(format!("{key}/"));
         if !marker.fits() {
             return Err(Errno::ENAMETOOLONG);

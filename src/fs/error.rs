@@ -29,6 +29,7 @@ errnos!(
     EIO,
     EISDIR,
     ENAMETOOLONG,
+    ENFILE,
     ENODATA,
     ENOENT,
     ENOSPC,
@@ -78,9 +79,12 @@ impl From<WriteError> for Errno {
     fn from(error: WriteError) -> Self {
         match error {
             WriteError::Disk { errno, .. } => match errno {
-                libc::ENOSPC | libc::EDQUOT | libc::EOPNOTSUPP | libc::EFBIG | libc::EINVAL => {
-                    Errno(errno)
-                }
+                libc::ENOSPC
+                | libc::EDQUOT
+                | libc::ENFILE
+                | libc::EOPNOTSUPP
+                | libc::EFBIG
+                | libc::EINVAL => Errno(errno),
                 _ => Self::EIO,
             },
             WriteError::Bucket(error) => error.into(),

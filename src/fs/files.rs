@@ -72,6 +72,10 @@ impl Access {
 impl Fs {
     pub async fn open(&self, ino: Ino, flags: i32, thread: u32) -> Result<Opened, Errno> {
         let access = Access::of(flags, thread);
+        // Before anything that a close may want.
+        let file = self.handles.shared_if_any(ino);
+        let staged = file.is_some_and(|file| file.state.lock().staged.is_some());
+        let _place = if access.write && !staged { Some(self.writer.place().await?) } else { None };
         let mut within = None;
         if access.write {
             self.writable()?;
@@ -241,6 +245,8 @@ impl Fs {
         caller: Caller,
     ) -> Result<(Entry, Opened), Errno> {
         let (name, key) = self.new_name(parent, name)?;
+        self.room_for_a_name().await?;
+        let _room = self.writer.place().await?; // before anything that a close may want
         let place = self.writing_place_of_new(parent, &name, Kind::File);
         let mut within = None;
         if let Some(place) = &place {

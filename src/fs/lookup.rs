@@ -50,6 +50,9 @@ impl Fs {
         if !key.fits() {
             return Err(Errno::ENAMETOOLONG);
         }
+        if self.namespace.lock().child(parent, &name).is_none() {
+            self.room_for_a_name().await?;
+        }
         let ino = self.resolve(parent, &name).await?.ok_or(Errno::ENOENT)?;
         self.entry(ino)
     }

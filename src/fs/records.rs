@@ -29,6 +29,9 @@ const FLUSH_RETRY: Duration = Duration::from_secs(5);
 const DIRECTORY_TIMES_DELAY: Duration = Duration::from_secs(30);
 /// Of so many names one is no record, where a directory is not empty.
 const PRESENCE_LIST_MAX: u16 = 10;
+/// Of all records of a directory together so many bytes are loaded: a hostile bucket may hold many
+/// that are each as large as one may be.
+const LOADED_BYTES_MAX: u64 = 2 * RECORD_BYTES_MAX;
 /// Records fetched at once.
 const FETCHES_MAX: usize = 16;
 
@@ -49,6 +52,21 @@ pub(super) async fn flush_now_and_then(fs: Weak<Fs>) {
             times_recorded = now;
         }
         strong.flush_records().await;
+        strong.thin_out();
+    }
+}
+
+/// Leaves out what is too much to be loaded, the largest first.
+fn within_bytes(wanted: &mut Vec<ListedObject>) {
+    wanted.sort_by_key(|object| object.size);
+    let mut bytes = 0u64;
+    let before = wanted.len();
+    wanted.retain(|object| {
+        bytes = bytes.saturating_add(object.size);
+        bytes <= LOADED_BYTES_MAX
+    });
+    if wanted.len() < before {
+        tracing::warn!(records = before - wanted.len(), "records of absurd size are left out");
     }
 }
 
@@ -80,6 +98,7 @@ impl Fs {
                 None => wanted.push(object),
             }
         }
+        within_bytes(&mut wanted);
         let fetches = wanted.into_iter().map(|object| self.fetch_record(object));
         let mut fetches = futures::stream::iter(fetches).buffer_unordered(FETCHES_MAX);
         let mut own = None;

@@ -1,24 +1,78 @@
-//! Requests run: at once where memory answers, else as tasks, each with a deadline.
+//! Requests run: at once where memory answers, else as tasks, each with a deadline; and the bound on
+//! how many wait.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::fs::error::Errno;
 
-/// Runs a request: at once if it need not wait, else as a task.
-pub(super) fn run(runtime: &Handle, request: impl Future<Output = ()> + Send + 'static) {
+/// The requests of the kernel that wait for something.
+#[derive(Debug)]
+pub struct Requests {
+    runtime: Handle,
+    turns: Arc<Semaphore>,
+    max: usize,
+}
+
+/// How many wait, and how many may before the next do not even begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct RequestsStatus {
+    pub waiting: usize,
+    pub waiting_max: usize,
+}
+
+impl Requests {
+    pub fn new(runtime: Handle, max: usize) -> Arc<Self> {
+        let max = max.min(Semaphore::MAX_PERMITS);
+        Arc::new(Self { runtime, turns: Arc::new(Semaphore::new(max)), max })
+    }
+
+    pub fn status(&self) -> RequestsStatus {
+        let waiting = self.max - self.turns.available_permits();
+        RequestsStatus { waiting, waiting_max: self.max }
+    }
+
+    /// Runs a request: at once if it need not wait, else as a task. Past the bound it waits for its
+    /// turn before it begins, so that it holds nothing meanwhile.
+    pub(super) fn run(&self, request: impl Future<Output = ()> + Send + 'static) {
+        if let Ok(turn) = self.turns.clone().try_acquire_owned() {
+            return begin(&self.runtime, request, Some(turn));
+        }
+        let turns = self.turns.clone();
+        self.runtime.spawn(async move {
+            let _turn = turns.acquire_owned().await; // never closed
+            request.await;
+        });
+    }
+
+    /// Runs one that sets others free, and so waits for no turn.
+    pub(super) fn run_at_once(&self, request: impl Future<Output = ()> + Send + 'static) {
+        begin(&self.runtime, request, None);
+    }
+}
+
+fn begin(
+    runtime: &Handle,
+    request: impl Future<Output = ()> + Send + 'static,
+    turn: Option<OwnedSemaphorePermit>,
+) {
     let _runtime = runtime.enter();
     let mut request: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(request);
     let mut nobody = Context::from_waker(Waker::noop());
     match catch_unwind(AssertUnwindSafe(|| request.as_mut().poll(&mut nobody))) {
         Ok(Poll::Ready(())) => {}
-        Ok(Poll::Pending) => drop(runtime.spawn(request)),
-        // Dropping the request answers EIO; the panic hook has logged it.
+        Ok(Poll::Pending) => drop(runtime.spawn(async move {
+            let _turn = turn;
+            request.await;
+        })),
+        // Dropping the request answers EIO; the panic hook has logged and counted it.
         Err(_) => drop(catch_unwind(AssertUnwindSafe(|| drop(request)))),
     }
 }
@@ -29,4 +83,72 @@ pub(super) async fn bounded<T>(
     operation: impl Future<Output = Result<T, Errno>>,
 ) -> Result<T, Errno> {
     tokio::time::timeout(deadline, operation).await.unwrap_or(Err(Errno::ETIMEDOUT))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// What a reply is to the library: dropped without an answer, it answers EIO.
+    struct Reply(Option<oneshot::Sender<()>>);
+
+    impl Drop for Reply {
+        fn drop(&mut self) {
+            let _ = self.0.take().expect("dropped once").send(());
+        }
+    }
+
+    fn reply() -> (Reply, oneshot::Receiver<()>) {
+        let (sender, answered) = oneshot::channel();
+        (Reply(Some(sender)), answered)
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_request_answers_it_and_takes_no_other_along() {
+        let requests = Requests::new(Handle::current(), 4);
+        let (at_once, first) = reply();
+        requests.run(async move {
+            let _reply = at_once;
+            panic!("at once");
+        });
+        let (later, second) = reply();
+        requests.run(async move {
+            let _reply = later;
+            tokio::task::yield_now().await;
+            panic!("as a task");
+        });
+        let (well, third) = reply();
+        requests.run(async move {
+            tokio::task::yield_now().await;
+            drop(well);
+        });
+        first.await.unwrap();
+        second.await.unwrap();
+        third.await.unwrap();
+        while requests.status().waiting > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn past_the_bound_requests_wait_but_not_those_that_set_others_free() {
+        let requests = Requests::new(Handle::current(), 1);
+        let (open, gate) = oneshot::channel::<()>();
+        requests.run(async move { drop(gate.await) });
+        let (second, mut waits) = reply();
+        requests.run(async move { drop(second) });
+        assert_eq!(requests.status(), RequestsStatus { waiting: 1, waiting_max: 1 });
+        tokio::task::yield_now().await;
+        assert!(waits.try_recv().is_err());
+        requests.run_at_once(async move { open.send(()).unwrap() });
+        waits.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_request_waits_for_ever() {
+        let never = std::future::pending::<Result<(), Errno>>();
+        assert_eq!(bounded(Duration::from_secs(130), never).await, Err(Errno::ETIMEDOUT));
+    }
 }

@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -19,6 +19,7 @@ use crate::clock::Clock;
 use crate::config::{Location, MountConfig};
 use crate::fs::checkpoints::{Sweep, can_commit};
 use crate::fs::{CheckpointConfig, Fs, FsConfig};
+use crate::fuse::run::Requests;
 use crate::fuse::{self, Serving};
 use crate::read::{self, ReadConfig, Reader};
 use crate::telemetry;
@@ -39,12 +40,16 @@ const KERNEL_THREADS_MAX: usize = 4;
 /// is for names, requests and the program itself.
 const READ_MEMORY_EIGHTHS: u64 = 3;
 const WRITE_MEMORY_EIGHTHS: u64 = 3;
+/// However few descriptors there are, so many files may be written: enough for a program that
+/// copies a few.
+const STAGED_FILES_MIN: usize = 64;
 /// Beyond the store's own bound an operation needs this for its own work.
 const DEADLINE_SLACK: Duration = Duration::from_secs(10);
 
 /// A file system over a store, not yet mounted.
 pub struct Assembled {
     fs: Arc<Fs>,
+    requests: OnceLock<Arc<Requests>>,
     capabilities: Capabilities,
     warnings: Vec<String>,
 }
@@ -98,9 +103,10 @@ pub async fn assemble(
         mount_id: cache.mount_id().to_owned(),
         scratch_dir,
         checkpoints: checkpoint_config(config)?,
+        inodes_max: config.counts.inodes,
     };
     let fs = Fs::new(fs_config, bucket, reader, writer, clock);
-    Ok(Assembled { fs, capabilities, warnings })
+    Ok(Assembled { fs, requests: OnceLock::new(), capabilities, warnings })
 }
 
 impl Assembled {
@@ -122,7 +128,9 @@ impl Assembled {
             threads: threads.clamp(2, KERNEL_THREADS_MAX),
             deadline: config.io_timeout + DEADLINE_SLACK,
         };
-        fuse::serve(self.fs.clone(), descriptor, options, runtime)
+        let requests = Requests::new(runtime, config.counts.requests);
+        let _ = self.requests.set(requests.clone()); // served once
+        fuse::serve(self.fs.clone(), descriptor, options, requests)
     }
 }
 
@@ -152,6 +160,7 @@ impl Tree for Assembled {
             "warnings": self.warnings,
             "panics": telemetry::panics(),
             "capabilities": self.capabilities,
+            "kernel_requests": self.requests.get().map(|requests| requests.status()),
             "fs": self.fs.status(),
         })
     }
@@ -255,8 +264,15 @@ fn write_config(config: &MountConfig, dir: std::path::PathBuf) -> WriteConfig {
         part_bytes: write::PART_BYTES_DEFAULT,
         parallel_parts: parts.clamp(1, write::PARALLEL_PARTS_DEFAULT),
         dirty_bytes_max: config.dirty_bytes_max,
+        staged_files_max: config.counts.staged_files.unwrap_or_else(staged_files_max),
+        uploads_max: config.counts.uploads,
         wait_max: config.io_timeout,
     }
+}
+
+/// Three quarters of the descriptors: the rest is for sockets, cached files and the program itself.
+fn staged_files_max() -> usize {
+    (super::daemon::descriptors_max() / 4 * 3).max(STAGED_FILES_MIN)
 }
 
 fn unusable(cache: &Path) -> String {

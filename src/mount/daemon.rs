@@ -118,6 +118,14 @@ pub fn harden(umask: u32) {
     }
 }
 
+/// How many descriptors this process may have.
+pub fn descriptors_max() -> usize {
+    let mut files = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `files` outlives the call; where it fails the limit reads 0.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut files) };
+    usize::try_from(files.rlim_cur).unwrap_or(usize::MAX)
+}
+
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [0; 2];
     // SAFETY: `ends` has room for the two descriptors, which are ours alone afterwards.

@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::buffers::Buffers;
 use super::error::WriteError;
+use super::places::Places;
 use super::staging::StagingDir;
 use crate::bucket::Bucket;
 use crate::clock::Clock;
@@ -42,6 +43,10 @@ pub struct Shared {
     pub buffers: Arc<Buffers>,
     pub fetches: Semaphore,
     pub dirty: DirtyBound,
+    pub places: Arc<Places>,
+    /// A turn for each upload that may run.
+    pub uploads: Semaphore,
+    pub uploads_max: usize,
     pub counters: Counters,
     pub tasks: Tasks,
     watched: Mutex<Watchlist>,
@@ -59,6 +64,9 @@ impl Shared {
             buffers: Buffers::new(memory),
             fetches: Semaphore::new(FETCHES_MAX),
             dirty: parts.dirty,
+            places: parts.places,
+            uploads: Semaphore::new(parts.uploads_max),
+            uploads_max: parts.uploads_max,
             counters: Counters::default(),
             tasks: Tasks::new(parts.runtime),
             watched: Mutex::default(),
@@ -104,6 +112,8 @@ pub struct SharedParts {
     pub part_bytes: u64,
     pub parallel_parts: usize,
     pub dirty: DirtyBound,
+    pub places: Arc<Places>,
+    pub uploads_max: usize,
     pub runtime: Handle,
 }
 
@@ -137,6 +147,10 @@ pub struct DirtyBound {
 impl DirtyBound {
     pub fn new(max: u64, wait_max: Duration) -> Self {
         Self { max, wait_max, bytes: AtomicU64::new(0), freed: Notify::new() }
+    }
+
+    pub fn max(&self) -> u64 {
+        self.max
     }
 
     pub fn bytes(&self) -> u64 {

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 
 use super::extents::Extents;
 use super::parts::Grid;
+use super::places::Place;
 use super::shared::{Counters, Shared};
 use super::staging::{Mark, StagedFile};
 use super::state::{Ahead, Base, Clean, Mode, Stamp, State, Streak, Uploaded};
@@ -38,6 +39,7 @@ pub struct Staged {
     pub(super) shared: Arc<Shared>,
     pub(super) me: Weak<Staged>,
     pub(super) disk: Arc<StagedFile>,
+    _place: Place,
     pub(super) grid: Grid,
     pub(super) state: Mutex<State>,
     pub(super) fetching: tokio::sync::Mutex<Streak>,
@@ -84,10 +86,12 @@ impl Staged {
         let store = shared.bucket.capabilities();
         let grid = Grid::new(shared.part_bytes.max(store.part_min), store.parts_max);
         Counters::add(&shared.counters.staged_files, 1);
+        let place = shared.places.take();
         Ok(Arc::new_cyclic(|me| Self {
             shared,
             me: me.clone(),
             disk: Arc::new(disk),
+            _place: place,
             grid,
             state: Mutex::new(state),
             fetching: tokio::sync::Mutex::default(),

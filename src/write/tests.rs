@@ -59,6 +59,8 @@ impl Rig {
             part_bytes: PART as u64,
             parallel_parts: 4,
             dirty_bytes_max: 1 << 30,
+            staged_files_max: 1000,
+            uploads_max: 100,
             wait_max: Duration::from_secs(1),
         };
         let writer = Writer::new(bucket, clock::system(), config).unwrap();

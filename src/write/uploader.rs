@@ -92,6 +92,7 @@ impl Staged {
         &self,
         work: impl Future<Output = Result<T, WriteError>>,
     ) -> Result<T, WriteError> {
+        let _turn = self.shared.uploads.acquire().await; // never closed
         let counters = &self.shared.counters;
         Counters::add(&counters.uploads_running, 1);
         let result = work.await;

@@ -574,7 +574,7 @@ def test_sigterm_finishes_uploads_and_unmounts():
 
 
 def test_secrets_are_nowhere_to_be_read():
-    here = Mount(unique("secrets"))
+    here = Mount(unique("secrets"), "--log-level", "trace")
     (here.path / "f").write_bytes(b"x")
     places = {
         "arguments": pathlib.Path(f"/proc/{here.process.pid}/cmdline").read_bytes(),

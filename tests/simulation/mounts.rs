@@ -130,6 +130,8 @@ impl Mount {
             part_bytes: PART_BYTES,
             parallel_parts: 4,
             dirty_bytes_max: 1 << 30,
+            staged_files_max: 1000,
+            uploads_max: 100,
             wait_max: IO_TIMEOUT,
         };
         let scratch_dir = dir.join("scratch");
@@ -146,6 +148,7 @@ impl Mount {
             passthrough: false,
             mount_id: self.id.clone(),
             scratch_dir,
+            inodes_max: 1_000_000,
             checkpoints: CheckpointConfig {
                 table: Table::new(Vec::new(), IDLE),
                 lease: LEASE,
