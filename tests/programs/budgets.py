@@ -2,7 +2,8 @@
 """What a call costs in requests to the store, held by the daemon's own counts (`status --json`).
 
 warm stat 0; cold stat at most 2 per path component not yet known; open of a known file 1; readdir one LIST
-per page; a 4 KiB create-write-close 1 PUT beyond its lookup; and an idle mount asks nothing.
+per page; a 4 KiB create-write-close 1 PUT beyond its lookup; a rewrite with the same content no PUT, one that
+only grew its tail; and an idle mount asks nothing.
 """
 
 import os
