@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::commit::Progress;
 use super::{Checkpoint, Member, Place};
 use crate::bucket::{BucketError, ListedObject};
 use crate::checkpoint::driver::Ended;
@@ -145,7 +146,7 @@ impl Fs {
         };
         let Some(open) = open else {
             return match self.commit(checkpoint, Some(Sign::Explicit)).await? {
-                super::commit::Progress::Published(_) => Ok(()),
+                Progress::Published(_) => Ok(()),
                 _ => Err(Errno::ENOTEMPTY),
             };
         };
@@ -401,7 +402,7 @@ impl Fs {
         };
         if sign.is_some() && self.writers_below(ino).0 == 0 {
             let progress = self.commit(&to.checkpoint, sign).await?;
-            if progress == super::commit::Progress::Lost {
+            if matches!(progress, Progress::Lost | Progress::Poisoned) {
                 return Err(Errno::EIO);
             }
         }

@@ -21,8 +21,10 @@ use crate::write::Prepared;
 pub enum Progress {
     /// Nothing of this mount is left to be published; the last generation that was.
     Published(Option<Generation>),
-    /// Others' transactions are open, or a sign is missing, or a loss poisons the generation.
+    /// Others' transactions are open, or a sign is missing.
     Waits,
+    /// A loss keeps the generation from being committed, but by who accepts it.
+    Poisoned,
     /// It is lost: what was written is in the quarantine.
     Lost,
 }
@@ -113,7 +115,8 @@ impl Fs {
                 self.release_directories(txn.as_ref().map(|txn| txn.root));
                 Ok(Progress::Published(None))
             }
-            Stop::Poisoned(_) | Stop::Unreadable => Ok(Progress::Waits),
+            Stop::Poisoned(_) => Ok(Progress::Poisoned),
+            Stop::Unreadable => Ok(Progress::Waits),
             Stop::TakenOver
             | Stop::Dropped
             | Stop::Forgotten

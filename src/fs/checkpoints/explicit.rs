@@ -94,7 +94,7 @@ impl Fs {
                 _ => Progress::Waits,
             };
             match progress {
-                Progress::Lost => return Err(Errno::EIO),
+                Progress::Lost | Progress::Poisoned => return Err(Errno::EIO),
                 Progress::Waits => {}
                 Progress::Published(_) if self.commit_others(checkpoint, sign).await? => {
                     return Ok(());

@@ -90,7 +90,7 @@ impl Fs {
             _ => self.advance(checkpoint).await?,
         };
         let renewal = patience(self.checkpoints.config().lease);
-        let waits = progress == Progress::Waits;
+        let waits = matches!(progress, Progress::Waits | Progress::Poisoned);
         care.poll = if waits { (care.poll * 2).min(POLL_MAX) } else { POLL_MIN };
         let state = checkpoint.state.lock();
         Ok(match (&state.open, due) {
