@@ -42,6 +42,7 @@ disk            300
 hostile         120
 two_mounts      600
 checkpoints     600
+commit_rules    300
 tools           600
 copies          300
 pjdfstest       600

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 use play::{Outcome, play};
 
 /// Seeds of an ordinary run, and of a full one.
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 2_000;
 const SEEDS_FULL: u64 = 20_000;
 /// Worlds at a time; each is one thread.
 const THREADS: usize = 2;
