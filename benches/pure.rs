@@ -49,6 +49,8 @@ fn namespace() -> (Namespace, Vec<Name>, Vec<Remote>) {
         etag: ETag(format!("{i:032x}")),
         size: i as u64,
         modified: SystemTime::UNIX_EPOCH,
+        at: None,
+        copy_of: None,
     };
     let remotes: Vec<_> = (0..ENTRIES).map(remote).collect();
     learn(&mut namespace, &names, &remotes);

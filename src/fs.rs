@@ -19,6 +19,7 @@
 pub mod checkpoints;
 pub mod error;
 pub mod handles;
+pub mod moves;
 
 mod attributes;
 mod copying;
@@ -63,6 +64,7 @@ use error::Errno;
 pub use files::{Closer, Opened};
 use handles::Handles;
 pub use handles::{IoMode, Snapshot};
+use moves::Moves;
 pub use processes::killed_by_signal;
 pub use rename::Replace;
 
@@ -167,6 +169,7 @@ pub struct Fs {
     known: Mutex<known::Known>,
     relisting: tokio::sync::Mutex<()>,
     checkpoints: Checkpoints,
+    moves: Moves,
     started: Instant,
     me: Weak<Fs>,
     records_dirty: tokio::sync::Notify,
@@ -193,6 +196,7 @@ impl Fs {
         let checkpoints = Checkpoints::new(config.checkpoints.clone(), &config.mount_id);
         let fs = Arc::new_cyclic(|me| Self {
             checkpoints,
+            moves: Moves::default(),
             started: clock.now(),
             me: me.clone(),
             config,
@@ -295,6 +299,7 @@ impl Fs {
         }
         failed.retain(|(ino, file)| self.to_upload(*ino, file).is_some());
         let checkpoints = self.drain_checkpoints().await;
+        self.drain_moves().await;
         self.record_directory_times();
         failed.len() + checkpoints + self.flush_records().await
     }

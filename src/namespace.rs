@@ -36,6 +36,10 @@ pub struct Remote {
     pub etag: ETag,
     pub size: u64,
     pub modified: SystemTime,
+    /// The key it lies at while its directory is being renamed, where that is not its own.
+    pub at: Option<Key>,
+    /// The version that it is a copy of, made by such a rename.
+    pub copy_of: Option<ETag>,
 }
 
 /// When a question was asked: what its answer may overrule, and how long the answer lasts.
@@ -220,7 +224,8 @@ impl Namespace {
             if inode.staged || inode.changed > asked.epoch {
                 return Some(Learnt { ino, changed: false });
             }
-            let same_version = inode.object.as_ref() == Some(&remote.etag);
+            let copied = remote.copy_of.is_some() && inode.object == remote.copy_of;
+            let same_version = inode.object.as_ref() == Some(&remote.etag) || copied;
             let kind = remote.kind.unwrap_or(if same_version { inode.kind } else { Kind::File });
             let same = same_version && inode.kind == kind;
             // The kernel may hold pages for open handles, and caches a symlink's target.
@@ -238,6 +243,7 @@ impl Namespace {
         let inode = self.inodes.get_mut(&ino)?;
         inode.size = remote.size;
         inode.object = Some(remote.etag.clone());
+        inode.at = remote.at.clone();
         inode.checked = Some(asked.at);
         Some(Learnt { ino, changed: false })
     }
@@ -265,6 +271,7 @@ impl Namespace {
         inode.checked = inode.checked.max(Some(asked.at));
         inode.size = remote.size;
         inode.object = Some(remote.etag.clone());
+        inode.at = remote.at.clone();
         match attributes {
             Some(attributes) => inode.attributes = attributes,
             // No record, same object: what we know of it (its true mtime, say) still holds.

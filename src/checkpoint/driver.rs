@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -54,6 +55,8 @@ pub struct Driver {
     seen: Seen,
     watch: Watch,
     looked: Option<Instant>,
+    /// Whether the last look found a rename of the directory under way.
+    moving: AtomicBool,
     /// What completions made since the caller last took it.
     made: HashMap<RelPath, (String, ETag)>,
 }
@@ -76,6 +79,7 @@ impl Driver {
             seen: Seen::default(),
             watch: Watch::default(),
             looked: None,
+            moving: AtomicBool::new(false),
             made: HashMap::new(),
         }
     }
@@ -224,6 +228,13 @@ impl Driver {
             Action::Look => self.look().await,
             Action::LookData => self.look_at_data().await,
             Action::Fetch(ids) => self.fetch(ids).await,
+            // What was begun before the rename looked for it, or after: it comes when that is done.
+            Action::CreateSeal(_) | Action::Publish { .. }
+                if self.moving.load(Ordering::Relaxed) =>
+            {
+                self.seen.forget();
+                Err(BucketError::Unavailable("a rename of the directory is under way".into()))
+            }
             Action::Publish { generation, steps } => self.take_steps(generation, steps).await,
             Action::Collect(removals) => self.remove(removals).await,
             Action::DeleteFile { ref name, ref version } => {
@@ -246,6 +257,7 @@ impl Driver {
             other => other?,
         };
         let (mut records, mut wanted) = (Records::default(), Vec::new());
+        self.moving.store(false, Ordering::Relaxed);
         for object in page.objects {
             let text = object.key.as_str().strip_prefix(&control_prefix(&self.dir)).unwrap_or("");
             let Some(key) = RecordKey::parse(text).filter(|key| key.child == child) else {
@@ -312,12 +324,9 @@ impl Driver {
                 }
                 _ => wanted.push((key, object)),
             },
+            KeyKind::From(_) | KeyKind::Into(_) => self.moving.store(true, Ordering::Relaxed),
             // Renames have their own look.
-            KeyKind::From(_)
-            | KeyKind::Into(_)
-            | KeyKind::List(..)
-            | KeyKind::To(_)
-            | KeyKind::Moved(_) => {}
+            KeyKind::List(..) | KeyKind::To(_) | KeyKind::Moved(_) => {}
         }
     }
 

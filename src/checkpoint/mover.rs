@@ -123,6 +123,26 @@ impl Mover {
         self.state.lock().made.get(name).cloned()
     }
 
+    /// Whether an object's source is known to be gone, or to be another by now.
+    pub fn is_settled(&self, name: &Suffix) -> bool {
+        self.state.lock().seen.spent(name.as_str())
+    }
+
+    /// Whether its pointers are still there. 2 LISTs.
+    pub async fn is_pointed(&self) -> Result<bool, BucketError> {
+        let Ends { from_dir, from, to_dir, to } = &self.ends;
+        for (dir, child) in [(from_dir, from), (to_dir, to)] {
+            let page = self.list_below(&child_prefix(dir, &Escaped::of(child))).await?;
+            let kinds = [KeyKind::From(self.id), KeyKind::Into(self.id)];
+            let keys = kinds.map(|kind| self.key(dir, child, kind));
+            let is_pointer = |key: &Key| keys.iter().flatten().any(|pointer| pointer == key);
+            if page.objects.iter().any(|object| is_pointer(&object.key)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     pub fn all_made(&self) -> BTreeMap<Suffix, ETag> {
         self.state.lock().made.clone()
     }
@@ -152,7 +172,17 @@ impl Mover {
             Action::Copy(names) => self.each(names, Self::copy_one).await,
             Action::Delete(names) => {
                 self.ripen().await;
-                self.each(names, Self::delete_one).await
+                // Where directories are keys of their own, what is in one goes before it.
+                let (markers, files): (Vec<_>, Vec<_>) =
+                    names.into_iter().partition(Suffix::is_marker);
+                self.each(files, Self::delete_one).await?;
+                let depth = |name: &Suffix| name.as_str().matches('/').count();
+                let deepest = markers.iter().map(depth).max().unwrap_or(0);
+                for level in (0..=deepest).rev() {
+                    let level = markers.iter().filter(|name| depth(name) == level);
+                    self.each(level.cloned().collect(), Self::delete_one).await?;
+                }
+                Ok(())
             }
             Action::Survey | Action::Stop(_) => Ok(()),
             action => {

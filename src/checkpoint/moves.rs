@@ -56,7 +56,9 @@ use crate::types::ETag;
 pub enum Intent {
     /// Decide it. Only of who began it; `nonce` is what its `to` has.
     Move { nonce: Nonce },
-    /// Do what a decision leaves to do. Anybody may at any time.
+    /// Copy what a decision leaves to copy.
+    Copies,
+    /// Do all that it leaves to do. Anybody may at any time.
     Finish,
     /// Do that of one object, which is about to be changed or removed.
     Settle(Suffix),
@@ -281,6 +283,13 @@ pub fn next(intent: &Intent, seen: &Seen) -> Action {
         Intent::Finish => match &seen.records {
             None => Action::Look,
             Some(records) => finish(seen, records),
+        },
+        Intent::Copies => match &seen.records {
+            None => Action::Look,
+            Some(records) => match finish(seen, records) {
+                copy @ Action::Copy(_) => copy,
+                _ => Action::Stop(Stop::Done),
+            },
         },
         Intent::Settle(name) => settle(seen, name),
         Intent::GiveUp { nonce } => match &seen.records {

@@ -118,6 +118,7 @@ impl Fs {
         let open = {
             let _io = file.io.lock().await;
             let writers = file.state.lock().writers;
+            self.settle_inode(ino).await?;
             let staged = self.staged_for_writing(ino, file, size > 0).await?;
             staged.truncate(size).await?;
             self.namespace.lock().get_mut(ino).ok_or(Errno::ESTALE)?.times_set = false;

@@ -14,12 +14,15 @@ use super::records::transactions_in;
 use super::{Caller, Entry, Fs, name_of};
 use crate::bucket::{BucketError, Condition, Metadata};
 use crate::checkpoint::record::RelPath;
+use crate::config::ATTRIBUTE_TTL;
 use crate::namespace::Asked;
 use crate::namespace::inode::{Attributes, Presence, SeenEntry};
 use crate::namespace::listing::Listing;
 use crate::types::{CONTROL_DIR, Ino, Key, Kind, Name};
 
 const SGID: u32 = 0o2000;
+/// How often a directory is listed anew because a rename came between it and its records.
+const LISTS_MAX: usize = 8;
 
 /// One name of a directory, as readdir gives it.
 #[derive(Clone, Debug)]
@@ -34,6 +37,7 @@ impl Fs {
     /// for the end.
     pub async fn opendir(&self, ino: Ino) -> Result<u64, Errno> {
         let listing = self.list_directory(ino).await?;
+        self.check_names_above(ino).await?;
         let mut namespace = self.namespace.lock();
         let inode = namespace.get_mut(ino).ok_or(Errno::ESTALE)?;
         inode.opens += 1;
@@ -57,7 +61,9 @@ impl Fs {
         let open = self.handles.directory(handle)?;
         let mut listing = open.listing.lock().await;
         if offset == 0 && listing.read {
-            listing.snapshot = Arc::new(self.list_directory(open.ino).await?);
+            let snapshot = self.list_directory(open.ino).await?;
+            self.check_names_above(open.ino).await?;
+            listing.snapshot = Arc::new(snapshot);
         }
         listing.read = true;
         Ok(listing.snapshot.clone())
@@ -71,13 +77,13 @@ impl Fs {
             (key.as_str().to_owned(), namespace.asked(self.clock.now()))
         };
         let place = self.place(ino);
-        let mut listing = self.list_page(place.as_ref(), &prefix).await?;
+        let mut listing = self.list_and_records(ino, place.as_ref(), &prefix).await?;
         if !listing.exists() && ino != Ino::ROOT {
             // Somebody may be writing it: what there is to read comes with the commit.
             if let Some(place) = &place
                 && self.wait_for_seal(place).await?
             {
-                listing = self.list_page(Some(place), &prefix).await?;
+                listing = self.list_and_records(ino, Some(place), &prefix).await?;
             }
             if !listing.exists() {
                 self.learn_removed(ino, asked)?;
@@ -85,9 +91,6 @@ impl Fs {
         }
         if let Some(place) = &place {
             self.hide_removed(place, &mut listing);
-        }
-        if listing.control {
-            self.load_records(ino).await?;
         }
         let mut namespace = self.namespace.lock();
         if let (Some(newest), Some(inode)) = (listing.newest, namespace.get_mut(ino)) {
@@ -114,16 +117,60 @@ impl Fs {
 
     /// One LIST; in a checkpoint directory of one commit.
     async fn list_page(&self, place: Option<&Place>, prefix: &str) -> Result<Listing, Errno> {
-        let page = match place {
-            Some(place) => self.list_whole(place, prefix).await?,
-            None => match self.bucket.list_all(prefix, true).await {
-                Err(BucketError::NotFound) => Default::default(),
-                other => other?,
-            },
+        if let (Some(place), true) = (place, self.config.read_only) {
+            self.settle_sealed(place).await?; // which waits for a mount that may publish
+        }
+        let page = async {
+            match place {
+                Some(place) => self.list_whole(place, prefix).await,
+                None => match self.bucket.list_all(prefix, true).await {
+                    Err(BucketError::NotFound) => Ok(Default::default()),
+                    other => other,
+                },
+            }
         };
-        let mut listing = Listing::default();
-        listing.add(prefix, page);
-        Ok(listing)
+        Ok(self.shown(prefix, page).await?)
+    }
+
+    /// The same, and the directory's records where there are any: until no rename comes between.
+    async fn list_and_records(
+        &self,
+        ino: Ino,
+        place: Option<&Place>,
+        prefix: &str,
+    ) -> Result<Listing, Errno> {
+        for _ in 0..LISTS_MAX {
+            let renames = self.moves.epoch();
+            let listing = self.list_page(place, prefix).await?;
+            if listing.control {
+                self.load_records(ino).await?;
+            }
+            if self.moves.epoch() == renames {
+                return Ok(listing);
+            }
+        }
+        Err(Errno::EIO)
+    }
+
+    /// A directory whose names were not asked for in a while may be below one that was renamed
+    /// since: they are asked for again. ENOENT if one is another directory now.
+    async fn check_names_above(&self, ino: Ino) -> Result<(), Errno> {
+        let stale: Vec<(Ino, Ino, Name)> = {
+            let namespace = self.namespace.lock();
+            let now = self.clock.now();
+            let path = namespace.path(ino).ok_or(Errno::ENOENT)?;
+            let stale = path.into_iter().filter(|(ino, _)| {
+                let kept = namespace.has_local_below(*ino);
+                !kept && !namespace.is_fresh(*ino, now, ATTRIBUTE_TTL)
+            });
+            stale.filter_map(|(ino, name)| Some((ino, namespace.get(ino)?.parent, name))).collect()
+        };
+        for (ino, parent, name) in stale {
+            if self.ask(parent, &name).await? != Some(ino) {
+                return Err(Errno::ENOENT);
+            }
+        }
+        Ok(())
     }
 
     /// Leaves out what a transaction of ours removes and the bucket still has.
@@ -232,6 +279,7 @@ impl Fs {
         caller: Caller,
     ) -> Result<Entry, Errno> {
         let (name, key) = self.new_name(parent, name)?;
+        self.free_name(&key).await?;
         self.room_for_a_name().await?;
         let marker = Key::new(format!("{key}/"));
         if !marker.fits() {
@@ -293,6 +341,7 @@ impl Fs {
         if self.namespace.lock().get(ino).is_none_or(|inode| inode.kind != Kind::Directory) {
             return Err(Errno::ENOTDIR);
         }
+        self.finish_renames_at(ino).await?;
         let place = self.place(ino);
         if let Some(place) = &place {
             self.refuse_undecided(place).await?;
@@ -341,7 +390,7 @@ impl Fs {
         if let Some(directory) = self.namespace.lock().directory_mut(ino) {
             directory.own_dirty = false; // nothing is left to speak of
         }
-        self.remove_control(&key).await?;
+        self.remove_control(&key, listing.control).await?;
         Ok(self.delete(&key).await?)
     }
 
@@ -365,13 +414,14 @@ impl Fs {
 
     /// Removes what is under `<dir>/.trialfs/`, and that itself: where directories are real, and on
     /// stores (SeaweedFS) that go on listing an emptied prefix until its own key is deleted.
-    async fn remove_control(&self, directory: &Key) -> Result<(), BucketError> {
+    /// `shown`: a LIST shows it, if only by its name.
+    async fn remove_control(&self, directory: &Key, shown: bool) -> Result<(), BucketError> {
         let control = Key::new(format!("{directory}{CONTROL_DIR}/"));
         let page = match self.bucket.list_all(control.as_str(), false).await {
             Err(BucketError::NotFound) => return Ok(()),
             other => other?,
         };
-        if page.objects.is_empty() {
+        if page.objects.is_empty() && !shown {
             return Ok(());
         }
         for child in transactions_in(&page.objects, control.as_str()) {

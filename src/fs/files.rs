@@ -18,7 +18,7 @@ use super::lookup::SMALL_BYTES_MAX;
 use super::processes::holds_for_writing;
 use super::{Caller, Entry, Fs};
 use crate::bucket::Metadata;
-use crate::read::Version;
+use crate::read::{ReadError, Version};
 use crate::types::{Ino, Kind};
 use crate::write::{Base, Staged};
 
@@ -104,6 +104,7 @@ impl Fs {
         }
         if access.write {
             let _io = file.io.lock().await;
+            self.settle_inode(ino).await?;
             let staged = self.staged_for_writing(ino, file, !access.truncate).await?;
             if access.truncate {
                 self.truncate_staged(ino, &staged).await?;
@@ -245,6 +246,7 @@ impl Fs {
         caller: Caller,
     ) -> Result<(Entry, Opened), Errno> {
         let (name, key) = self.new_name(parent, name)?;
+        self.free_name(&key).await?;
         self.room_for_a_name().await?;
         let _room = self.writer.place().await?; // before anything that a close may want
         let place = self.writing_place_of_new(parent, &name, Kind::File);
@@ -305,7 +307,13 @@ impl Fs {
             return Ok(part);
         }
         let reading = self.reading(&open)?;
-        Ok(self.reader.read(&reading, offset, size).await?)
+        match self.reader.read(&reading, offset, size).await {
+            Err(ReadError::Changed) if self.follow_moved(open.ino).await => {
+                let reading = self.reading(&open)?;
+                Ok(self.reader.read(&reading, offset, size).await?)
+            }
+            other => Ok(other?),
+        }
     }
 
     fn read_small(&self, open: &FileHandle, at: u64, size: u32) -> Result<Option<Bytes>, Errno> {
@@ -341,6 +349,7 @@ impl Fs {
         let (Some(key), Some(etag)) = (namespace.key(ino), inode.object.clone()) else {
             return Ok(None);
         };
+        let key = inode.at.clone().unwrap_or(key);
         Ok(Some(Version { key, etag, size: inode.size }))
     }
 

@@ -36,6 +36,8 @@ const LOOKUP_LIST_MAX: u16 = 1000;
 enum Found {
     File(Remote),
     Directory(Listing, /* whole */ bool),
+    /// Nothing but records, which may tell of a directory on its way here.
+    Records,
     Nothing,
 }
 
@@ -141,14 +143,19 @@ impl Fs {
 
     /// Asks for what one LIST page tells of a directory; whether that was all.
     pub(super) async fn learn_first_page(&self, ino: Ino, asked: Asked) -> Result<bool, Errno> {
-        let prefix = self.namespace.lock().key(ino).ok_or(Errno::ESTALE)?;
-        let page = match self.bucket.list(prefix.as_str(), true, None, LOOKUP_LIST_MAX).await {
-            Err(BucketError::NotFound) => Default::default(),
-            other => other?,
+        let (prefix, stale_records) = {
+            let namespace = self.namespace.lock();
+            let stale_records = self.records_stale(&namespace, ino);
+            (namespace.key(ino).ok_or(Errno::ESTALE)?, stale_records)
         };
-        let whole = page.next.is_none();
-        let mut listing = Listing::default();
-        listing.add(prefix.as_str(), page);
+        let (mut listing, mut whole) = self.first_page(&prefix).await?;
+        if listing.control && stale_records {
+            let renames = self.moves.epoch();
+            self.load_records(ino).await?;
+            if self.moves.epoch() != renames {
+                (listing, whole) = self.first_page(&prefix).await?;
+            }
+        }
         let mut namespace = self.namespace.lock();
         if let Some(inode) = namespace.get_mut(ino) {
             inode.checked = Some(asked.at);
@@ -190,6 +197,7 @@ impl Fs {
             let known = known_kind(&namespace, parent, name);
             (key, known, namespace.asked(self.clock.now()), self.records_stale(&namespace, parent))
         };
+        let renames = self.moves.epoch();
         let waiting = place.as_ref().map(|place| self.wait_in(&place.checkpoint));
         let asking = async {
             let records =
@@ -202,6 +210,18 @@ impl Fs {
         let ((found, records), settled) = tokio::join!(asking, settling);
         records?;
         let mut found = found?;
+        // A mark of a rename may be among a directory's records: what it says stands beside it.
+        let told = match &found {
+            Found::Directory(listing, _) => listing.control,
+            Found::Records => true,
+            Found::File(_) | Found::Nothing => false,
+        };
+        if told && !stale_records {
+            self.load_records(parent).await?;
+        }
+        if self.moves.epoch() != renames {
+            return Ok(None);
+        }
         if settled? == Settled::Now {
             found = self.find(&key, known).await?;
         }
@@ -220,7 +240,7 @@ impl Fs {
                 }
                 learnt
             }
-            Found::Nothing => {
+            Found::Records | Found::Nothing => {
                 namespace.learn_absent(parent, name, asked);
                 // Still there: something that only this node knows of.
                 return Ok(Some(namespace.child(parent, name).map(|child| child.ino)));
@@ -239,7 +259,9 @@ impl Fs {
     /// What a name in a checkpoint directory is to this node, of what the bucket has.
     async fn found_in(&self, place: &Place, found: Found) -> Found {
         match found {
-            Found::Nothing if place.rel.is_root() && self.is_nameable(place).await => {
+            Found::Records | Found::Nothing
+                if place.rel.is_root() && self.is_nameable(place).await =>
+            {
                 Found::Directory(Listing::default(), true)
             }
             Found::File(_) if self.hides(place) => Found::Nothing,
@@ -258,7 +280,10 @@ impl Fs {
     async fn find(&self, key: &Key, known: Option<Kind>) -> Result<Found, BucketError> {
         match known {
             Some(Kind::Directory) => match self.find_directory(key).await? {
-                Found::Nothing => self.find_file(key).await,
+                nothing @ (Found::Records | Found::Nothing) => match self.find_file(key).await? {
+                    Found::Nothing => Ok(nothing),
+                    found => Ok(found),
+                },
                 found => Ok(found),
             },
             Some(_) => match self.find_file(key).await? {
@@ -269,6 +294,10 @@ impl Fs {
                 let (directory, file) = tokio::join!(self.find_directory(key), self.find_file(key));
                 match (directory?, file) {
                     (Found::Nothing, file) => file,
+                    (Found::Records, file) => match file? {
+                        Found::Nothing => Ok(Found::Records),
+                        found => Ok(found),
+                    },
                     (found, _) => Ok(found),
                 }
             }
@@ -276,8 +305,11 @@ impl Fs {
     }
 
     async fn find_file(&self, key: &Key) -> Result<Found, BucketError> {
-        match self.bucket.head(key).await {
-            Ok(info) => Ok(Found::File(remote(&info))),
+        match self.head_shown(key).await {
+            Ok((info, at)) => {
+                let copy_of = self.copy_of(key, &info.etag);
+                Ok(Found::File(Remote { at, copy_of, ..remote(&info) }))
+            }
             Err(BucketError::NotFound | BucketError::WrongKind) => Ok(Found::Nothing),
             Err(error) => Err(error),
         }
@@ -294,19 +326,26 @@ impl Fs {
                 Err(error) => tracing::debug!(%key, %error, "its records stay"),
             }
         }
-        Ok(if listing.exists() { Found::Directory(listing, whole) } else { Found::Nothing })
+        Ok(match listing.exists() {
+            true => Found::Directory(listing, whole),
+            false if listing.control => Found::Records,
+            false => Found::Nothing,
+        })
     }
 
-    /// What the first page of a LIST tells, and whether that was all.
+    /// What one LIST page tells of a directory, and whether that is all of it.
     async fn first_page(&self, prefix: &Key) -> Result<(Listing, bool), BucketError> {
-        let page = match self.bucket.list(prefix.as_str(), true, None, LOOKUP_LIST_MAX).await {
-            Err(BucketError::NotFound | BucketError::WrongKind) => Default::default(),
-            other => other?,
+        let whole = std::sync::atomic::AtomicBool::new(true);
+        let page = async {
+            let page = match self.bucket.list(prefix.as_str(), true, None, LOOKUP_LIST_MAX).await {
+                Err(BucketError::NotFound | BucketError::WrongKind) => Default::default(),
+                other => other?,
+            };
+            whole.store(page.next.is_none(), std::sync::atomic::Ordering::Relaxed);
+            Ok(page)
         };
-        let whole = page.next.is_none();
-        let mut listing = Listing::default();
-        listing.add(prefix.as_str(), page);
-        Ok((listing, whole))
+        let listing = self.shown(prefix.as_str(), page).await?;
+        Ok((listing, whole.into_inner()))
     }
 
     /// What the bucket has of a file at this moment: 1 HEAD. Learns it, and makes the kernel drop
@@ -326,18 +365,23 @@ impl Fs {
         let slot = &content;
         let ask = |key: Key| async move {
             let (info, body) = match self.bucket.get_bytes(&key, 0..SMALL_BYTES_MAX, None).await {
-                Err(BucketError::NotFound | BucketError::WrongKind) => return Ok(Found::Nothing),
+                Err(BucketError::WrongKind) => return Ok(Found::Nothing),
+                Err(BucketError::NotFound) => return self.find_missing(&key).await,
                 // Empty by now, or changed in mid-answer: ask in the other way.
                 Err(BucketError::Invalid(_) | BucketError::Precondition) => {
                     return self.find_file(&key).await;
                 }
                 other => other?,
             };
+            if self.moves.is_gone(key.as_str()) {
+                return Ok(Found::Nothing);
+            }
+            let copy_of = self.copy_of(&key, &info.etag);
             if body.len() as u64 == info.size {
                 let version = Version { key, etag: info.etag.clone(), size: info.size };
                 *slot.lock() = Some((version, body));
             }
-            Ok(Found::File(remote(&info)))
+            Ok(Found::File(Remote { copy_of, ..remote(&info) }))
         };
         self.revalidate_by(ino, ask).await?;
         Ok(content.into_inner())
@@ -360,23 +404,39 @@ impl Fs {
         Ok(self.namespace.lock().confirm(ino, &version.etag, asked))
     }
 
+    /// A file that has no object at its own key: it may be on its way there.
+    async fn find_missing(&self, key: &Key) -> Result<Found, BucketError> {
+        match self.moves.is_idle() {
+            true => Ok(Found::Nothing),
+            false => self.find_file(key).await,
+        }
+    }
+
     async fn revalidate_by<F>(&self, ino: Ino, ask: impl Fn(Key) -> F) -> Result<Stat, Errno>
     where
         F: Future<Output = Result<Found, BucketError>>,
     {
-        let (parent, name, key, asked) = {
-            let namespace = self.namespace.lock();
-            let inode = namespace.get(ino).filter(|inode| inode.linked).ok_or(Errno::ESTALE)?;
-            let name = inode.name.clone().ok_or(Errno::ESTALE)?;
-            let key = namespace.key(ino).ok_or(Errno::ESTALE)?;
-            (inode.parent, name, key, namespace.asked(self.clock.now()))
+        let mut renames = self.moves.epoch();
+        let (parent, name, asked, found) = loop {
+            let (parent, name, key, asked) = {
+                let namespace = self.namespace.lock();
+                let inode = namespace.get(ino).filter(|inode| inode.linked).ok_or(Errno::ESTALE)?;
+                let name = inode.name.clone().ok_or(Errno::ESTALE)?;
+                let key = namespace.key(ino).ok_or(Errno::ESTALE)?;
+                (inode.parent, name, key, namespace.asked(self.clock.now()))
+            };
+            let place = self.place(ino);
+            let (mut found, settled) =
+                tokio::join!(ask(key.clone()), self.settle_if_any(place.as_ref()));
+            if settled? == Settled::Now {
+                found = ask(key).await;
+            }
+            // An answer about a name that a rename changed meanwhile is none.
+            let before = std::mem::replace(&mut renames, self.moves.epoch());
+            if before == renames {
+                break (parent, name, asked, found);
+            }
         };
-        let place = self.place(ino);
-        let (mut found, settled) =
-            tokio::join!(ask(key.clone()), self.settle_if_any(place.as_ref()));
-        if settled? == Settled::Now {
-            found = ask(key).await;
-        }
         let learnt = match found? {
             Found::File(remote) => {
                 let mut namespace = self.namespace.lock();
@@ -425,6 +485,8 @@ fn remote(info: &ObjectInfo) -> Remote {
         etag: info.etag.clone(),
         size: info.size,
         modified: whole_seconds(info.modified),
+        at: None,
+        copy_of: None,
     }
 }
 

@@ -44,6 +44,11 @@ impl Fs {
             }
             (namespace.key(ino).ok_or(Errno::ENOENT)?, inode.object.clone())
         };
+        self.settle_inode(ino).await?;
+        let in_bucket = match in_bucket {
+            Some(_) => self.namespace.lock().get(ino).and_then(|inode| inode.object.clone()),
+            None => None,
+        };
         let place = self.place(ino);
         self.preserve(ino, file).await?;
         self.complete_copies(|source| *source == key).await;
@@ -201,6 +206,7 @@ impl Fs {
         caller: Caller,
     ) -> Result<Ino, Errno> {
         let (name, key) = self.new_name(parent, name)?;
+        self.free_name(&key).await?;
         if let Some(place) = self.writing_place_of_new(parent, &name, kind) {
             let mut attributes = self.new_attributes(parent, kind, mode, caller);
             attributes.rdev = rdev;

@@ -72,9 +72,13 @@ fn within_bytes(wanted: &mut Vec<ListedObject>) {
 
 /// The children that have transactions, as their names stand in keys.
 pub(super) fn transactions_in(objects: &[ListedObject], control: &str) -> HashSet<String> {
-    let records = objects.iter().filter_map(|object| object.key.as_str().strip_prefix(control));
-    let keys = records.filter_map(RecordKey::parse);
+    let keys = record_keys(objects, control).filter(|key| key.kind.of_move().is_none());
     keys.map(|key| key.child.as_str().to_owned()).collect()
+}
+
+fn record_keys(objects: &[ListedObject], control: &str) -> impl Iterator<Item = RecordKey> {
+    let records = objects.iter().filter_map(move |o| o.key.as_str().strip_prefix(control));
+    records.filter_map(RecordKey::parse)
 }
 
 impl Fs {
@@ -84,14 +88,22 @@ impl Fs {
             return Ok(());
         };
         let checked = self.clock.now();
-        let page = self.bucket.list_all(&format!("{prefix}{CONTROL_DIR}/"), true).await?;
+        let control = format!("{prefix}{CONTROL_DIR}/");
+        let mut page = match self.bucket.list_all(&control, true).await {
+            Err(BucketError::NotFound) => Default::default(),
+            other => other?,
+        };
+        let renames =
+            record_keys(&page.objects, &control).filter(|key| key.kind.of_move().is_some());
+        self.meet_renames(prefix.trim_end_matches('/'), renames.collect()).await?;
+        page.objects.extend(self.records_coming(&control, &page.objects).await?);
         let present = !page.objects.is_empty() || !page.prefixes.is_empty();
         let start = format!("{prefix}{CONTROL_DIR}/{RECORD_PREFIX}");
-        let is_record = |object: &ListedObject| object.key.as_str().starts_with(&start);
+        let is_record = |object: &ListedObject| self.key_shown(&object.key).starts_with(&start);
         let (mut records, mut wanted) = (Vec::new(), Vec::new());
         let transactions = transactions_in(&page.objects, &format!("{prefix}{CONTROL_DIR}/"));
         for object in page.objects.into_iter().filter(is_record) {
-            let key = object.key.as_str().to_owned();
+            let key = self.key_shown(&object.key);
             match have.iter().find(|r| r.key == key && r.etag == object.etag) {
                 Some(loaded) => records.push(loaded.clone()),
                 None if key == own_key && own_loaded => {}
@@ -146,7 +158,7 @@ impl Fs {
         };
         match AttrsRecord::parse(&body) {
             Ok(record) => Ok(Some(LoadedRecord {
-                key: object.key.as_str().to_owned(),
+                key: self.key_shown(&object.key),
                 etag: info.etag,
                 record: Arc::new(record),
             })),
@@ -275,6 +287,12 @@ impl Fs {
             return Ok(true);
         }
         let Some(key) = self.namespace.lock().key(directory) else { return Ok(false) };
+        if self.moves.is_gone(key.as_str()) {
+            return Ok(false);
+        }
+        if self.moves.is_coming(key.as_str()) {
+            return Ok(true);
+        }
         self.holds_names(&key).await
     }
 

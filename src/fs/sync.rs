@@ -84,6 +84,10 @@ impl Fs {
         condition: &Condition,
     ) -> Result<(), Errno> {
         let key = self.namespace.lock().key(ino);
+        if let Some(key) = &key {
+            self.free_name(key).await?;
+            self.settle_key(key).await?;
+        }
         self.complete_copies(|source| key.as_ref() == Some(source)).await;
         if let Some(place) = self.writing_place(ino) {
             return self.prepare_file(&place, ino, file).await;

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use super::attrs::{AttrsRecord, Recorded};
 use super::{Asked, Defaults, Epoch, Remote};
-use crate::types::{ETag, Ino, Kind, Name};
+use crate::types::{ETag, Ino, Key, Kind, Name};
 
 /// Removed names remembered of a directory; past it all older answers about unknown names are void.
 const REMOVED_NAMES_MAX: usize = 4096;
@@ -193,6 +193,8 @@ pub struct Inode {
     pub size: u64,
     /// The version in the bucket; `None` for directories and for files not there yet.
     pub object: Option<ETag>,
+    /// Where that version lies, if not at the inode's own key: its directory is being renamed.
+    pub at: Option<Key>,
     /// A staged file holds the content: this node says what it is.
     pub staged: bool,
     pub changed: Epoch,
@@ -226,6 +228,7 @@ impl Inode {
             times_staged: None,
             size: 0,
             object: None,
+            at: None,
             staged: false,
             changed: Epoch::default(),
             checked: None,

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use super::Remote;
 use super::inode::SeenEntry;
 use crate::bucket::{ListedObject, Page};
-use crate::types::{BadName, CONTROL_DIR, Name};
+use crate::types::{BadName, CONTROL_DIR, ETag, Key, Name};
 
 /// One level of a bucket, below a prefix that ends in `/` or is empty.
 #[derive(Debug, Default)]
@@ -58,7 +58,7 @@ impl Listing {
             Err(_) => return self.odd.push(object.key.as_str().to_owned()),
         };
         self.newest = self.newest.max(Some(modified));
-        let remote = Remote { kind: None, etag: object.etag, size: object.size, modified };
+        let remote = listed(&object, modified, None);
         match self.entries.entry(name) {
             Entry::Occupied(_) => self.odd.push(object.key.as_str().to_owned()),
             Entry::Vacant(free) => drop(free.insert(SeenEntry::File(remote))),
@@ -86,11 +86,54 @@ impl Listing {
         }
     }
 
+    /// Takes a page of the directory that this one is the new name of: what `moves` of it is here
+    /// where nothing stands yet. `moves` is asked with a key and its version, none for a directory.
+    pub fn add_moved(
+        &mut self,
+        prefix: &str,
+        page: Page,
+        moves: impl Fn(&str, Option<&ETag>) -> bool,
+    ) {
+        for object in page.objects {
+            let key = object.key.as_str().to_owned();
+            let Some(rest) = key.strip_prefix(prefix) else { continue };
+            if !moves(&key, Some(&object.etag)) {
+                continue;
+            }
+            let modified = whole_seconds(object.modified);
+            self.newest = self.newest.max(Some(modified));
+            if rest.is_empty() {
+                self.marker = true;
+            } else if let Ok(name) = Name::new(rest.trim_end_matches('/')) {
+                let seen = match rest.ends_with('/') {
+                    true => SeenEntry::Directory,
+                    false => {
+                        SeenEntry::File(listed(&object, modified, Some(Key::new(key.clone()))))
+                    }
+                };
+                self.entries.entry(name).or_insert(seen);
+            }
+        }
+        for key in page.prefixes {
+            let rest = key.strip_prefix(prefix).and_then(|rest| rest.strip_suffix('/'));
+            let name = rest.filter(|_| moves(&key, None)).map(Name::new);
+            match name {
+                Some(Ok(name)) => drop(self.entries.entry(name).or_insert(SeenEntry::Directory)),
+                Some(Err(BadName::Reserved)) => self.control = true,
+                _ => {}
+            }
+        }
+    }
+
     /// Whether there is such a directory at all. Records alone are none: one may arrive late, after
     /// another node removed the directory.
     pub fn exists(&self) -> bool {
         self.marker || !self.entries.is_empty() || !self.odd.is_empty()
     }
+}
+
+fn listed(object: &ListedObject, modified: SystemTime, at: Option<Key>) -> Remote {
+    Remote { kind: None, etag: object.etag.clone(), size: object.size, modified, at, copy_of: None }
 }
 
 /// HEAD tells times in seconds where LIST may tell milliseconds; both must tell the same.
@@ -104,7 +147,6 @@ pub fn whole_seconds(time: SystemTime) -> SystemTime {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{ETag, Key};
 
     fn object(key: &str) -> ListedObject {
         let modified = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);

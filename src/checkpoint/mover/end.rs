@@ -8,8 +8,9 @@ use futures::StreamExt;
 
 use super::{Mover, PARALLEL_MAX};
 use crate::bucket::{BucketError, Condition, ListedObject, Metadata};
-use crate::checkpoint::moves::Reply;
+use crate::checkpoint::moves::{Phase, Reply};
 use crate::checkpoint::record::key::{MARK_PREFIX, control_prefix, mark_key};
+use crate::checkpoint::record::moving::ATTRIBUTES_PREFIX;
 use crate::checkpoint::record::{ENTRIES_MAX, KeyKind, Listed, RecordKey, Suffix};
 use crate::types::{CONTROL_DIR, ETag, Key};
 
@@ -77,8 +78,9 @@ impl Mover {
     ) -> Result<ETag, BucketError> {
         let none = Metadata::new();
         if name.is_marker() {
+            // Whatever stands there: some stores take the directory that our mark is in for one.
             let nothing = bytes::Bytes::new();
-            return Ok(self.bucket.put(to, nothing, &Condition::IfAbsent, &none).await?.etag);
+            return Ok(self.bucket.put(to, nothing, &Condition::Always, &none).await?.etag);
         }
         let source = self.bucket.head(from).await?;
         if source.etag != *version {
@@ -132,11 +134,25 @@ impl Mover {
     /// Takes the marks away, and what else keeps the old directory.
     pub(super) async fn sweep(&self) -> Result<(), BucketError> {
         let source = self.ends.source();
-        let left = self.list_below(&source).await?.objects;
+        let mut left = self.list_below(&source).await?.objects;
+        // Some stores tell another version of a marker than they delete.
+        let decided = self.decided();
+        left.retain(|object| {
+            let name = object.key.as_str().strip_prefix(&source).unwrap_or_default();
+            let moved = decided.as_ref().is_some_and(|decided| decided.moves(name, &object.etag));
+            !(object.key.is_marker() && moved)
+        });
+        let record = |object: &ListedObject| {
+            let (dir, record) = object.key.as_str().rsplit_once('/')?;
+            dir.ends_with(&format!("/{CONTROL_DIR}")).then(|| record.to_owned())
+        };
+        // Attributes of nothing go, too: they would show the directory where it is not.
+        let nothing = left.iter().all(|object| record(object).is_some());
         let is_ours = |object: &ListedObject| {
-            let text = object.key.as_str();
-            let (dir, record) = text.rsplit_once('/').unwrap_or(("", text));
-            dir.ends_with(&format!("/{CONTROL_DIR}")) && self.is_spent_record(record)
+            record(object).is_some_and(|record| {
+                let attributes = nothing && record.starts_with(ATTRIBUTES_PREFIX);
+                attributes || self.is_spent_record(&record)
+            })
         };
         let (ours, others): (Vec<_>, Vec<_>) = left.into_iter().partition(is_ours);
         let deletes = ours
@@ -197,15 +213,30 @@ impl Mover {
         }
     }
 
+    /// Takes away what a rename that came to nothing left at the new name. Where no mark is, that may
+    /// be a file's, which some stores would delete for a directory.
+    async fn clear_target(&self) -> Result<(), BucketError> {
+        let target = self.ends.target();
+        let mark = mark_key(&target, self.id);
+        let there = self.list_below(&target).await?.objects;
+        if !there.iter().any(|object| object.key == mark) {
+            return Ok(());
+        }
+        self.unmark_target().await?;
+        let control = control_prefix(target.trim_end_matches('/'));
+        let ours = |object: &ListedObject| object.key == mark || object.key.as_str() == control;
+        if !self.over && there.iter().all(ours) {
+            gone(self.bucket.delete(&Key::new(target), None).await)?;
+        }
+        Ok(())
+    }
+
     /// Takes away what was written before the decision: the marks first, since without `into` the
     /// one in the destination would show that as a directory.
     pub(super) async fn unpoint(&self) -> Result<(), BucketError> {
         gone(self.bucket.delete(&mark_key(&self.ends.source(), self.id), None).await)?;
-        self.unmark_target().await?;
-        let target = self.ends.target();
-        let there = self.list_below(&target).await?;
-        if there.objects.is_empty() {
-            gone(self.bucket.delete(&Key::new(target), None).await)?;
+        if self.phase() != Phase::Done {
+            self.clear_target().await?;
         }
         let from = self.key(&self.ends.from_dir, &self.ends.from, KeyKind::From(self.id))?;
         let into = self.key(&self.ends.to_dir, &self.ends.to, KeyKind::Into(self.id))?;

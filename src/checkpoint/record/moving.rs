@@ -14,7 +14,7 @@ use crate::types::{CONTROL_DIR, ETag, KEY_BYTES_MAX, Name};
 /// Directories that a way leads up: as deep as a key can be.
 const UP_MAX: u32 = KEY_BYTES_MAX as u32 / 2;
 /// What an attribute record's name begins with (`namespace::attrs` owns what stands in one).
-const ATTRIBUTES_PREFIX: &str = "attrs.";
+pub const ATTRIBUTES_PREFIX: &str = "attrs.";
 
 /// How the key of an object goes on behind that of the directory that moves: `a/b` is a file, `a/`
 /// a marker, nothing the directory's own marker.

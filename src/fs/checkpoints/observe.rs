@@ -67,12 +67,9 @@ impl Fs {
         &self,
         place: &Place,
         prefix: &str,
-    ) -> Result<Page, Errno> {
-        if self.config.read_only {
-            self.settle_sealed(place).await?; // which waits for a mount that may publish
-        }
+    ) -> Result<Page, BucketError> {
         let mut driver = place.checkpoint.driver.lock().await;
-        Ok(driver.observe(self.publishing(), prefix).await?)
+        driver.observe(self.publishing(), prefix).await
     }
 
     /// Waits until somebody else's transaction is decided, where nothing else is to be shown.

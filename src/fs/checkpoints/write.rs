@@ -59,6 +59,7 @@ impl Fs {
     /// Sees to it that a transaction of ours is open where `place` says, and that the process of
     /// `thread` counts as one of its writers. Returns the transaction.
     pub(in crate::fs) async fn begin(&self, place: &Place, thread: u32) -> Result<TxnId, Errno> {
+        self.finish_renames_of(&place.checkpoint).await?;
         self.end_dead_attempt(&place.checkpoint).await?;
         self.end_complete(&place.checkpoint).await?;
         self.join(place, By { thread, after: None }).await
@@ -76,6 +77,7 @@ impl Fs {
             place.checkpoint.wake.notify_one();
             return Err(Errno::EIO);
         }
+        self.finish_renames_of(&place.checkpoint).await?;
         self.join(place, By { thread: 0, after }).await
     }
 

@@ -1,0 +1,215 @@
+//! A directory's rename by one record: all of it has the new name at once, for everybody.
+//!
+//! Cost: 3 rounds of requests, however much is below it (see `checkpoint::mover`); copies and
+//! deletes follow in the background.
+
+use std::sync::Arc;
+
+use super::{Move, Replace};
+use crate::bucket::BucketError;
+use crate::checkpoint::mover::{Ended, Ends, Mover, Surveyed};
+use crate::checkpoint::moves::{Intent, Stop, Survey};
+use crate::checkpoint::record::{Escaped, Suffix};
+use crate::clock::ulid;
+use crate::fs::Fs;
+use crate::fs::checkpoints::Place;
+use crate::fs::error::Errno;
+use crate::fs::moves::Rename;
+use crate::namespace::inode::Presence;
+use crate::types::{Ino, Key, Kind};
+
+/// How often a rename is tried that others were in the way of.
+const TRIES_MAX: usize = 3;
+
+/// How one try ended.
+enum Tried {
+    Renamed(Arc<Rename>),
+    /// Something in the way may be gone by now.
+    Again,
+    /// A key below it is none that a record can name.
+    Odd,
+}
+
+/// The checkpoint directories that are renamed, and renamed to.
+type Places<'a> = (Option<&'a Place>, Option<&'a Place>);
+
+impl Fs {
+    pub(super) async fn rename_decided(
+        &self,
+        plan: Move,
+        replace: Replace,
+        places: Places<'_>,
+    ) -> Result<(), Errno> {
+        for _ in 0..TRIES_MAX {
+            match self.try_rename(&plan, replace, places).await? {
+                Tried::Renamed(rename) => return self.renamed(&plan, rename),
+                Tried::Odd => {
+                    if let Some(target) = self.resolve(plan.to_parent, &plan.to_name).await? {
+                        self.remove_empty(target).await?;
+                    }
+                    self.move_keys(&plan).await?;
+                    self.record_attributes(plan.ino);
+                    return Ok(());
+                }
+                Tried::Again => {
+                    for parent in [plan.from_parent, plan.to_parent] {
+                        self.load_records(parent).await?; // which may tell of another rename
+                    }
+                    self.finish_renames(plan.from.as_str()).await?;
+                    self.finish_renames(plan.to.as_str()).await?;
+                    for place in [places.0, places.1].into_iter().flatten() {
+                        self.settle_sealed(place).await?;
+                    }
+                }
+            }
+        }
+        Err(Errno::EBUSY)
+    }
+
+    async fn try_rename(
+        &self,
+        plan: &Move,
+        replace: Replace,
+        places: Places<'_>,
+    ) -> Result<Tried, Errno> {
+        let known = self.namespace.lock().child(plan.to_parent, &plan.to_name).map(|c| c.kind);
+        let over = known == Some(Kind::Directory);
+        let mover = self.mover(plan, over)?;
+        let nonce = mover.nonce();
+        let intent = Intent::Move { nonce };
+        let (pointed, target, kept) = tokio::join!(
+            mover.run(&intent),
+            self.resolve(plan.to_parent, &plan.to_name),
+            self.keep_directory(plan.from_parent),
+        );
+        let ended = pointed?;
+        debug_assert_eq!(ended, Ended::Survey);
+        let refused = match (kept, target) {
+            (Err(errno), _) | (_, Err(errno)) => Some(errno),
+            (_, Ok(Some(_))) if replace == Replace::Refused => Some(Errno::EEXIST),
+            (_, Ok(Some(target))) => self.refuse_target(target).err(),
+            (_, Ok(None)) => None,
+        };
+        let unforeseen = !over && target.is_ok_and(|target| target.is_some());
+        if refused.is_some() || unforeseen {
+            self.withdraw_rename(&mover, &intent).await?;
+            return refused.map_or(Ok(Tried::Again), Err);
+        }
+        let (surveyed, undecided) = tokio::join!(mover.survey(), self.is_either_undecided(places));
+        let Surveyed { mut survey, nested, odd } = surveyed?;
+        survey.rival |= undecided?;
+        for (dir, child) in nested {
+            survey.rival |= self.is_undecided(&Key::new(dir), &child).await?;
+        }
+        if odd {
+            self.withdraw_rename(&mover, &intent).await?;
+            return Ok(Tried::Odd);
+        }
+        if survey.entries.is_empty() && !survey.rival {
+            if self.ask(plan.from_parent, &plan.from_name).await? != Some(plan.ino) {
+                self.withdraw_rename(&mover, &intent).await?;
+                return Err(Errno::ENOENT);
+            }
+            survey.entries.extend(self.marker_of_nothing(plan).await?);
+        }
+        mover.surveyed(survey);
+        match mover.run(&intent).await? {
+            Ended::Stop(Stop::Decided) => Ok(Tried::Renamed(Arc::new(Rename::new(mover, false)))),
+            Ended::Stop(Stop::NotEmpty) => Err(Errno::ENOTEMPTY),
+            _ => Ok(Tried::Again),
+        }
+    }
+
+    fn mover(&self, plan: &Move, over: bool) -> Result<Mover, Errno> {
+        let parent = |key: &Key| {
+            let key = key.as_str().trim_end_matches('/');
+            key.rsplit_once('/').map_or(String::new(), |(dir, _)| dir.to_owned())
+        };
+        let (from_dir, to_dir) = (parent(&plan.from), parent(&plan.to));
+        let (from, to) = (plan.from_name.clone(), plan.to_name.clone());
+        let id = ulid(&*self.clock).parse().map_err(|_| Errno::EIO)?;
+        let writer = self.checkpoints.writer().clone();
+        let (bucket, clock) = (self.bucket.clone(), self.clock.clone());
+        Ok(Mover::new(bucket, clock, writer, id, Ends { from_dir, from, to_dir, to }, over))
+    }
+
+    /// What stands at the new name may be replaced, as far as this node knows: a LIST tells the
+    /// rest.
+    fn refuse_target(&self, target: Ino) -> Result<(), Errno> {
+        if self.kind_of(target)? != Kind::Directory {
+            return Err(Errno::ENOTDIR);
+        }
+        match self.namespace.lock().has_local_below(target) {
+            true => Err(Errno::ENOTEMPTY),
+            false => Ok(()),
+        }
+    }
+
+    async fn is_either_undecided(&self, places: Places<'_>) -> Result<bool, BucketError> {
+        for place in [places.0, places.1].into_iter().flatten() {
+            if !place.rel.is_root() {
+                continue;
+            }
+            let (dir, child) = (&place.checkpoint.dir, Escaped::of(&place.checkpoint.child));
+            if self.is_undecided(&Key::new(format!("{dir}/")), child.as_str()).await? {
+                return Ok(true);
+            }
+            let driver = place.checkpoint.driver.lock().await;
+            if driver.seen().unpublished().is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// A directory of which the bucket has nothing is this node's alone, or an implied one that was
+    /// emptied: a marker makes it one that can move.
+    async fn marker_of_nothing(
+        &self,
+        plan: &Move,
+    ) -> Result<Option<(Suffix, crate::types::ETag)>, Errno> {
+        let Ok(root) = Suffix::new("") else { return Ok(None) };
+        let (nothing, none) = (bytes::Bytes::new(), Default::default());
+        let made = self.bucket.put(&plan.from, nothing, &plan.condition, &none).await?;
+        Ok(Some((root, made.etag)))
+    }
+
+    /// Takes back what was written before the decision.
+    async fn withdraw_rename(&self, mover: &Mover, intent: &Intent) -> Result<(), Errno> {
+        mover.surveyed(Survey { rival: true, ..Survey::default() });
+        mover.run(intent).await?;
+        Ok(())
+    }
+
+    /// The tree here follows the record; the rest is done in the background.
+    fn renamed(&self, plan: &Move, rename: Arc<Rename>) -> Result<(), Errno> {
+        self.moves.add(rename.clone());
+        self.moved(plan);
+        let decided = rename.mover.decided().ok_or(Errno::EIO)?;
+        let (source, target) = (rename.mover.ends.source(), rename.mover.ends.target());
+        let mut namespace = self.namespace.lock();
+        for ino in namespace.below(plan.ino) {
+            let Some(key) = namespace.key(ino) else { continue };
+            let Some(inode) = namespace.get_mut(ino) else { continue };
+            inode.directory.forget_records();
+            if inode.kind == Kind::Directory {
+                inode.directory.marker = Presence::Unknown;
+            }
+            let Some(name) = key.as_str().strip_prefix(&target) else { continue };
+            match &inode.object {
+                Some(etag) if decided.moves(name, etag) => {
+                    inode.at = Some(Key::new(format!("{source}{name}")));
+                }
+                _ => inode.checked = None,
+            }
+        }
+        if let Some(inode) = namespace.get_mut(plan.ino) {
+            inode.checked = Some(self.clock.now());
+            inode.staged = false;
+        }
+        drop(namespace);
+        self.record_attributes(plan.ino);
+        self.finish_in_background(rename);
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+//! Which way a directory is renamed: in a transaction that is open, by the store, by one record, or
+//! key by key.
+
+use super::{Move, Replace};
+use crate::bucket::Condition;
+use crate::fs::Fs;
+use crate::fs::checkpoints::can_commit;
+use crate::fs::error::Errno;
+use crate::types::{Ino, Kind};
+
+impl Fs {
+    /// Whether one record can decide a directory's rename here.
+    pub(super) fn can_decide_rename(&self) -> bool {
+        let can = self.bucket.capabilities();
+        can_commit(&can) && !can.rename_directory
+    }
+
+    /// `unasked`: nobody asked yet what stands at the new name.
+    pub(super) async fn rename_directory(
+        &self,
+        plan: Move,
+        unasked: Option<Replace>,
+    ) -> Result<(), Errno> {
+        self.flush_records().await; // the records move as objects
+        let _tree = self.tree.write().await;
+        let mut plan = self.with_keys(plan)?;
+        if plan.from == plan.to {
+            return Ok(());
+        }
+        if self.namespace.lock().is_below(plan.to_parent, plan.ino) {
+            return Err(Errno::EINVAL);
+        }
+        if !self.moves.is_idle() {
+            self.finish_renames(plan.from.as_str()).await?;
+            self.finish_renames(plan.to.as_str()).await?;
+        }
+        let from = self.place(plan.ino);
+        let to = self.place_of_new(plan.to_parent, &plan.to_name, Kind::Directory);
+        // What is open here, or is to become what it was written for, goes as transactions do.
+        let busy = from.as_ref().is_some_and(|from| {
+            let same = to.as_ref().is_some_and(|to| to.key() == from.key());
+            same || from.checkpoint.is_busy()
+        });
+        if let Some(replace) = unasked {
+            if !busy {
+                self.settle_below(plan.ino).await?;
+                self.complete_below(plan.ino).await?;
+                self.complete_copies(|it| it.as_str().starts_with(plan.from.as_str())).await;
+                return self.rename_decided(plan, replace, (from.as_ref(), to.as_ref())).await;
+            }
+            plan.target = self.resolve(plan.to_parent, &plan.to_name).await?;
+            if plan.target.is_some() && replace == Replace::Refused {
+                return Err(Errno::EEXIST);
+            }
+        }
+        if let Some(target) = plan.target {
+            if self.kind_of(target)? != Kind::Directory {
+                return Err(Errno::ENOTDIR);
+            }
+            self.remove_empty(target).await?;
+        }
+        self.settle_below(plan.ino).await?;
+        if let Some(from) = from
+            && self.move_directory_in_transaction(plan.ino, &from, to.as_ref()).await?
+        {
+            self.moved(&plan);
+            let Some(to) = to else { return Ok(()) };
+            return self.directory_renamed(plan.ino, &from, &to).await;
+        }
+        self.complete_below(plan.ino).await?;
+        self.complete_copies(|source| source.as_str().starts_with(plan.from.as_str())).await;
+        if self.can_decide_rename() {
+            // What was there is removed.
+            let plan = Move { target: None, ..plan };
+            let places = (self.place(plan.ino), to);
+            let places = (places.0.as_ref(), places.1.as_ref());
+            return self.rename_decided(plan, Replace::Allowed, places).await;
+        }
+        self.keep_directory(plan.from_parent).await?;
+        if self.bucket.capabilities().rename_directory {
+            self.bucket.rename(&plan.from, &plan.to, &Condition::Always).await?;
+            self.moved(&plan);
+            self.let_go_below(plan.ino);
+        } else {
+            self.move_keys(&plan).await?;
+        }
+        self.record_attributes(plan.ino);
+        Ok(())
+    }
+
+    /// All that is known below a directory, but not itself.
+    pub(super) fn below(&self, directory: Ino) -> Vec<Ino> {
+        self.namespace.lock().below(directory)
+    }
+
+    /// What staged files below a directory were begun from comes here before it goes.
+    async fn complete_below(&self, directory: Ino) -> Result<(), Errno> {
+        for (ino, file) in self.handles.all_files() {
+            let below = self.namespace.lock().is_below(ino, directory);
+            let staged = file.state.lock().staged.clone();
+            if let Some(staged) = staged.filter(|_| below) {
+                staged.complete().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Versions below a renamed directory may have new names: they are asked for at their next use.
+    /// Staged files that are not dirty speak of the old ones: those at rest go, the others follow.
+    fn let_go_below(&self, directory: Ino) {
+        let mut namespace = self.namespace.lock();
+        let all: Vec<Ino> = namespace.inodes().map(|inode| inode.ino).collect();
+        for ino in all {
+            if ino == directory || !namespace.is_below(ino, directory) {
+                continue;
+            }
+            let key = namespace.key(ino);
+            let Some(inode) = namespace.get_mut(ino) else { continue };
+            inode.checked = None;
+            let Some(file) = self.handles.shared_if_any(ino) else { continue };
+            let mut state = file.state.lock();
+            let Some(staged) = state.staged.clone().filter(|staged| !staged.is_dirty()) else {
+                continue;
+            };
+            match (key, inode.object.clone()) {
+                (Some(key), Some(etag)) if state.handles() > 0 => staged.moved(key, etag),
+                _ => state.staged = None,
+            }
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! Renames of directories that are in the bucket, on whole mounts over a store in memory that takes
+//! [`ROUND_TRIP`] for each request: what they cost, and what others see meanwhile.
+
+use std::ffi::OsStr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tempfile::TempDir;
+use trialfs::bucket::memory::MemoryStore;
+use trialfs::bucket::{
+    Body, Bucket, BucketError, Capabilities, Condition, Metadata, ObjectInfo, Page, Store, Written,
+};
+use trialfs::clock::{self, Clock, ulid};
+use trialfs::fs::error::Errno;
+use trialfs::fs::{Caller, CheckpointConfig, Closer, Fs, FsConfig, Replace};
+use trialfs::read::{ReadConfig, Reader};
+use trialfs::types::{ETag, Ino, Key};
+use trialfs::write::{WriteConfig, Writer};
+
+const ROUND_TRIP: Duration = Duration::from_millis(15);
+const FILES: usize = 101;
+const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+
+/// A store a round trip away. Time is the runtime's, which is not the machine's.
+#[derive(Debug)]
+struct Far(Arc<MemoryStore>);
+
+macro_rules! far {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
+        #[async_trait]
+        impl Store for Far {
+            $(async fn $name(&self, $($arg: $type),*) -> Result<$out, BucketError> {
+                tokio::time::sleep(ROUND_TRIP).await;
+                self.0.$name($($arg),*).await
+            })*
+
+            fn capabilities(&self) -> Capabilities {
+                self.0.capabilities()
+            }
+        }
+    };
+}
+
+far! {
+    head(key: &Key) -> ObjectInfo;
+    get(key: &Key, range: Range<u64>, if_match: Option<&ETag>) -> (ObjectInfo, Body);
+    put(key: &Key, body: Bytes, condition: &Condition, metadata: &Metadata) -> Written;
+    delete(key: &Key, if_match: Option<&ETag>) -> ();
+    list(prefix: &str, delimiter: bool, page: Option<&str>, max: u16) -> Page;
+    copy(from: &Key, etag: Option<&ETag>, to: &Key, c: &Condition, m: &Metadata) -> Written;
+    rename(from: &Key, to: &Key, condition: &Condition) -> ();
+    create_multipart(key: &Key, metadata: &Metadata) -> String;
+    upload_part(key: &Key, upload: &str, number: u32, body: Bytes) -> String;
+    upload_part_copy(
+        key: &Key, upload: &str, number: u32, from: &Key, etag: &ETag, range: Range<u64>
+    ) -> String;
+    complete_multipart(key: &Key, upload: &str, parts: &[String], c: &Condition) -> Written;
+    abort_multipart(key: &Key, upload: &str) -> ();
+}
+
+struct Mount {
+    fs: Arc<Fs>,
+    bucket: Arc<Bucket>,
+    _disk: TempDir,
+}
+
+impl Mount {
+    fn new(store: &Arc<MemoryStore>) -> Self {
+        let disk = TempDir::new().unwrap();
+        let dir = disk.path();
+        let clock: Arc<dyn Clock> = clock::system();
+        let bucket =
+            Bucket::new(Arc::new(Far(store.clone())), clock.clone(), Duration::from_secs(30));
+        let read = ReadConfig {
+            dir: dir.join("blocks"),
+            cache_bytes_max: 16 << 20,
+            memory_bytes_max: 8 << 20,
+            block_bytes: 1 << 20,
+            parallel_gets: 4,
+        };
+        let write = WriteConfig {
+            dir: dir.join("staged"),
+            part_bytes: 8 << 20,
+            parallel_parts: 4,
+            dirty_bytes_max: 1 << 30,
+            wait_max: Duration::from_secs(30),
+        };
+        let scratch_dir = dir.join("scratch");
+        std::fs::create_dir_all(&scratch_dir).unwrap();
+        let reader = Reader::new(bucket.clone(), clock.clone(), read).unwrap();
+        let writer = Writer::new(bucket.clone(), clock.clone(), write).unwrap();
+        let config = FsConfig {
+            prefix: String::new(),
+            uid: 0,
+            gid: 0,
+            umask: 0o022,
+            read_only: false,
+            strict: true,
+            passthrough: false,
+            mount_id: ulid(&*clock),
+            scratch_dir,
+            checkpoints: CheckpointConfig::default(),
+        };
+        Self { fs: Fs::new(config, bucket.clone(), reader, writer, clock), bucket, _disk: disk }
+    }
+
+    async fn find(&self, parent: Ino, name: &str) -> Option<Ino> {
+        match self.fs.lookup(parent, OsStr::new(name)).await {
+            Ok(entry) => Some(entry.stat.ino),
+            Err(Errno::ENOENT) => None,
+            Err(errno) => panic!("lookup of {name}: {errno}"),
+        }
+    }
+
+    async fn mkdir(&self, parent: Ino, name: &str) -> Ino {
+        self.fs.mkdir(parent, OsStr::new(name), 0o755, CALLER).await.unwrap().stat.ino
+    }
+
+    async fn write(&self, parent: Ino, name: &str, body: &[u8]) -> Ino {
+        let flags = libc::O_WRONLY | libc::O_CREAT;
+        let made = self.fs.create(parent, OsStr::new(name), 0o644, flags, CALLER).await;
+        let (entry, opened) = made.unwrap();
+        self.fs.write(opened.handle, 0, body).await.unwrap();
+        self.fs.flush(opened.handle, Closer::Living(0)).await.unwrap();
+        self.fs.release(opened.handle).await;
+        entry.stat.ino
+    }
+
+    async fn names(&self, directory: Ino) -> Vec<String> {
+        let handle = self.fs.opendir(directory).await.unwrap();
+        let snapshot = self.fs.read_directory(handle, 0).await.unwrap();
+        self.fs.releasedir(handle);
+        snapshot.entries.iter().map(|(name, _)| name.as_str().to_owned()).collect()
+    }
+
+    async fn read(&self, file: Ino) -> Result<Vec<u8>, Errno> {
+        let opened = self.fs.open(file, libc::O_RDONLY, 0).await?;
+        let bytes = self.fs.read(opened.handle, 0, 1 << 20).await;
+        self.fs.release(opened.handle).await;
+        bytes.map(|bytes| bytes.to_vec())
+    }
+
+    async fn rename(&self, from: (Ino, &str), to: (Ino, &str)) -> Result<(), Errno> {
+        let names = (OsStr::new(from.1), OsStr::new(to.1));
+        self.fs.rename(from.0, names.0, to.0, names.1, Replace::Allowed).await
+    }
+
+    /// A directory `run` of [`FILES`] files below the root.
+    async fn fill(&self) -> Ino {
+        let run = self.mkdir(Ino::ROOT, "run").await;
+        let sub = self.mkdir(run, "sub").await;
+        for i in 0..FILES {
+            let parent = if i % 2 == 0 { run } else { sub };
+            self.write(parent, &format!("f{i:03}"), &content(i)).await;
+        }
+        run
+    }
+
+    /// Checks that a directory is whole, every byte of it.
+    async fn whole(&self, directory: Ino) {
+        let sub = self.find(directory, "sub").await.expect("sub");
+        assert_eq!(self.names(directory).await.len(), FILES.div_ceil(2) + 1);
+        assert_eq!(self.names(sub).await.len(), FILES / 2);
+        for i in 0..FILES {
+            let parent = if i % 2 == 0 { directory } else { sub };
+            let file = self.find(parent, &format!("f{i:03}")).await.expect("a file");
+            assert_eq!(self.read(file).await.unwrap(), content(i));
+        }
+    }
+}
+
+fn content(i: usize) -> Vec<u8> {
+    format!("content {i}").repeat(50).into_bytes()
+}
+
+/// Waits until nothing of ours but what is kept for an hour is in the way.
+async fn settled(store: &MemoryStore) {
+    for _ in 0..1000 {
+        let left = |key: &str| {
+            key.contains("/moving.") || key.contains(".from.") || key.contains(".into.")
+        };
+        if !store.objects().keys().any(|key| left(key)) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("never done: {:?}", store.objects().keys());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_of_101_files_is_renamed_in_three_round_trips() {
+    let store = MemoryStore::new(clock::system());
+    let mount = Mount::new(&store);
+    let run = mount.fill().await;
+    store.take_requests();
+    let before = tokio::time::Instant::now();
+    mount.rename((Ino::ROOT, "run"), (Ino::ROOT, "new")).await.unwrap();
+    let rounds = before.elapsed().as_millis() / ROUND_TRIP.as_millis();
+    let requests = store.take_requests();
+    assert!(rounds <= 3, "{rounds} round trips: {requests:?}");
+    assert!(requests.len() <= 20, "{} requests: {requests:?}", requests.len());
+    // Stat and list of the new name do not wait for the copies.
+    let before = tokio::time::Instant::now();
+    assert_eq!(mount.find(Ino::ROOT, "new").await, Some(run));
+    assert_eq!(mount.names(run).await.len(), FILES.div_ceil(2) + 1);
+    let rounds = before.elapsed().as_millis() / ROUND_TRIP.as_millis();
+    assert!(rounds <= 16, "{rounds} round trips to look at it");
+    mount.whole(run).await;
+    settled(&store).await;
+    mount.whole(run).await;
+    assert_eq!(mount.names(Ino::ROOT).await, ["new"]);
+    assert!(mount.bucket.counts().errors == 0);
+    let keys: Vec<String> = store.objects().into_keys().collect();
+    assert!(!keys.iter().any(|key| key.starts_with("run/")), "{keys:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_observer_sees_one_name_and_all_of_it_while_it_moves() {
+    let store = MemoryStore::new(clock::system());
+    let (mover, observer) = (Mount::new(&store), Mount::new(&store));
+    let there = mover.mkdir(Ino::ROOT, "there").await;
+    mover.fill().await;
+    let observed = tokio::spawn(async move {
+        let mut seen = (0, 0);
+        loop {
+            let names = observer.names(Ino::ROOT).await;
+            let (old, new) = (names.contains(&"run".into()), names.contains(&"new".into()));
+            assert!(old != new, "both, or neither: {names:?}");
+            let name = if old { "run" } else { "new" };
+            match observer.find(Ino::ROOT, name).await {
+                Some(directory) => observer.whole_or_gone(directory).await,
+                None => assert!(old, "the new name was there"),
+            }
+            if new {
+                assert_eq!(observer.find(Ino::ROOT, "run").await, None);
+            }
+            seen = (seen.0 + usize::from(old), seen.1 + usize::from(new));
+            if seen.1 > 40 {
+                return seen;
+            }
+        }
+    });
+    tokio::time::sleep(ROUND_TRIP * 40).await;
+    mover.rename((Ino::ROOT, "run"), (Ino::ROOT, "new")).await.unwrap();
+    let seen = observed.await.unwrap();
+    assert!(seen.0 > 0 && seen.1 > 0, "{seen:?}");
+    settled(&store).await;
+    mover.rename((Ino::ROOT, "new"), (there, "deep")).await.unwrap();
+    let other = Mount::new(&store);
+    let there = other.find(Ino::ROOT, "there").await.unwrap();
+    assert_eq!(other.names(Ino::ROOT).await, ["there"]);
+    let deep = other.find(there, "deep").await.unwrap();
+    other.whole(deep).await;
+}
+
+impl Mount {
+    async fn whole_or_gone(&self, directory: Ino) {
+        let handle = match self.fs.opendir(directory).await {
+            Err(Errno::ENOENT | Errno::ESTALE) => return,
+            other => other.unwrap(),
+        };
+        let snapshot = self.fs.read_directory(handle, 0).await.unwrap();
+        self.fs.releasedir(handle);
+        assert_eq!(snapshot.entries.len(), FILES.div_ceil(2) + 1, "a part");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_changed_while_its_directory_moves_stays_changed() {
+    let store = MemoryStore::new(clock::system());
+    let (mover, other) = (Mount::new(&store), Mount::new(&store));
+    mover.fill().await;
+    mover.rename((Ino::ROOT, "run"), (Ino::ROOT, "new")).await.unwrap();
+    let new = other.find(Ino::ROOT, "new").await.unwrap();
+    other.fs.unlink(new, OsStr::new("f000")).await.unwrap();
+    let file = other.find(new, "f002").await.unwrap();
+    let opened = other.fs.open(file, libc::O_WRONLY | libc::O_TRUNC, 0).await.unwrap();
+    other.fs.write(opened.handle, 0, b"over").await.unwrap();
+    other.fs.flush(opened.handle, Closer::Living(0)).await.unwrap();
+    other.fs.release(opened.handle).await;
+    other.rename((new, "f004"), (Ino::ROOT, "out")).await.unwrap();
+    other.write(new, "more", b"more").await;
+    // The old name is free again when the rest is done.
+    let run = other.mkdir(Ino::ROOT, "run").await;
+    other.write(run, "f000", b"again").await;
+    settled(&store).await;
+    for mount in [&mover, &other] {
+        let new = mount.find(Ino::ROOT, "new").await.unwrap();
+        assert_eq!(mount.find(new, "f000").await, None, "unlinked, and back");
+        assert_eq!(mount.find(new, "f004").await, None, "renamed, and back");
+        for (parent, name, body) in
+            [(new, "f002", "over"), (new, "more", "more"), (Ino::ROOT, "out", "")]
+        {
+            let file = mount.find(parent, name).await.expect(name);
+            let want = if body.is_empty() { content(4) } else { body.into() };
+            assert_eq!(mount.read(file).await.unwrap(), want);
+        }
+        let run = mount.find(Ino::ROOT, "run").await.unwrap();
+        assert_eq!(mount.names(run).await, ["f000"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_below_goes_on_reading() {
+    let store = MemoryStore::new(clock::system());
+    let mount = Mount::new(&store);
+    let run = mount.fill().await;
+    let other = Mount::new(&store);
+    let there = other.find(Ino::ROOT, "run").await.unwrap();
+    let file = other.find(there, "f000").await.unwrap();
+    drop(mount);
+    let handle = other.fs.open(file, libc::O_RDONLY, 0).await.unwrap().handle;
+    other.rename((Ino::ROOT, "run"), (Ino::ROOT, "new")).await.unwrap();
+    assert_eq!(other.fs.read(handle, 0, 100).await.unwrap(), content(0)[..100]);
+    settled(&store).await;
+    assert_eq!(other.fs.read(handle, 100, 100).await.unwrap(), content(0)[100..200]);
+    let _ = run;
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_an_empty_directory_and_not_over_a_full_one() {
+    let store = MemoryStore::new(clock::system());
+    let (mount, other) = (Mount::new(&store), Mount::new(&store));
+    let run = mount.fill().await;
+    let full = mount.mkdir(Ino::ROOT, "full").await;
+    mount.write(full, "x", b"x").await;
+    mount.mkdir(Ino::ROOT, "empty").await;
+    mount.write(Ino::ROOT, "file", b"x").await;
+    let rename = |to: &'static str| mount.rename((Ino::ROOT, "run"), (Ino::ROOT, to));
+    assert_eq!(rename("full").await, Err(Errno::ENOTEMPTY));
+    assert_eq!(rename("file").await, Err(Errno::ENOTDIR));
+    assert_eq!(mount.rename((Ino::ROOT, "run"), (run, "in")).await, Err(Errno::EINVAL));
+    assert_eq!(other.names(Ino::ROOT).await, ["empty", "file", "full", "run"]);
+    rename("empty").await.unwrap();
+    assert_eq!(other.names(Ino::ROOT).await, ["empty", "file", "full"]);
+    let empty = other.find(Ino::ROOT, "empty").await.unwrap();
+    other.whole(empty).await;
+    settled(&store).await;
+    other.whole(empty).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_nodes_that_rename_one_directory_leave_one_whole() {
+    let store = MemoryStore::new(clock::system());
+    let (a, b) = (Mount::new(&store), Mount::new(&store));
+    a.fill().await;
+    b.names(Ino::ROOT).await;
+    let (first, second) = tokio::join!(
+        a.rename((Ino::ROOT, "run"), (Ino::ROOT, "a")),
+        b.rename((Ino::ROOT, "run"), (Ino::ROOT, "b")),
+    );
+    settled(&store).await;
+    let observer = Mount::new(&store);
+    let names = observer.names(Ino::ROOT).await;
+    assert_eq!(names.len(), 1, "{names:?} after {first:?} and {second:?}");
+    let left = observer.find(Ino::ROOT, &names[0]).await.unwrap();
+    observer.whole(left).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mover_that_dies_leaves_the_old_or_the_new_and_others_finish() {
+    for rounds in 0..24 {
+        let store = MemoryStore::new(clock::system());
+        let mover = Mount::new(&store);
+        mover.fill().await;
+        let rename = mover.rename((Ino::ROOT, "run"), (Ino::ROOT, "new"));
+        // It dies after so many half round trips: nothing of its tasks goes on.
+        let _ = tokio::time::timeout(ROUND_TRIP * rounds / 2, rename).await;
+        drop(mover);
+        let other = Mount::new(&store);
+        let names = other.names(Ino::ROOT).await;
+        assert!(names == ["run"] || names == ["new"], "{names:?} after {rounds} half rounds");
+        let left = other.find(Ino::ROOT, &names[0]).await.unwrap();
+        other.whole(left).await;
+        settled(&store).await;
+        assert_eq!(other.names(Ino::ROOT).await, names);
+        other.whole(left).await;
+        let prefix = if names == ["run"] { "new/" } else { "run/" };
+        assert!(!store.objects().keys().any(|key| key.starts_with(prefix)));
+    }
+}
