@@ -8,6 +8,7 @@ mod commit;
 mod gc;
 mod location;
 mod options;
+mod recover;
 mod resolve;
 mod status;
 mod units;
@@ -55,6 +56,7 @@ pub fn main() -> ExitCode {
             Command::Unmount(args) => done(unmount::run(&args)?),
             Command::Commit(args) => Ok(commit::run(&args)?),
             Command::Gc(args) => Ok(gc::run(&args)?),
+            Command::Recover(args) => Ok(recover::run(&args, &clock::SystemClock)?),
             Command::Status(args) => done(status::run(&args, &clock::SystemClock)?),
         }
     });

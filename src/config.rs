@@ -88,6 +88,7 @@ pub struct MountConfig {
     pub umask: u32,
     /// Attributes and names are never older than the call.
     pub strict: bool,
+    pub durability: Durability,
     /// The bound on one operation of the store, retries included.
     pub io_timeout: Duration,
     /// Use FUSE passthrough where the kernel grants it.
@@ -107,6 +108,16 @@ pub struct CountLimits {
     pub requests: usize,
     /// Names that the kernel may know; past most of them it is asked to forget those not in use.
     pub inodes: usize,
+}
+
+/// When close() may return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// When the file is in the bucket.
+    #[default]
+    Close,
+    /// When it is synced in the cache directory.
+    Local,
 }
 
 /// How checkpoint directories are known and committed.

@@ -6,6 +6,12 @@
 //! `strict`: never), "no such file" never, a file's version is asked for at each open, a directory
 //! at each read from its start. An object is replaced at close.
 //!
+//!
+//! # Durability
+//! close returns when the file is in the bucket, or with [`Durability::Local`] when it is in the
+//! journal (`acknowledge`); then it goes up in the background (`waiting`), or at the next mount
+//! (`recovery`). fsync, rename and truncate wait for the bucket in both.
+//!
 //! # Errors
 //! A failed upload sticks to its file: close, fsync, rename and the next open report it until the
 //! file is written again. Until then nothing is tried but once more at unmount.
@@ -21,6 +27,7 @@ pub mod error;
 pub mod handles;
 pub mod moves;
 
+mod acknowledge;
 mod attributes;
 mod copying;
 mod crowd;
@@ -31,9 +38,12 @@ mod lookup;
 mod names;
 mod processes;
 mod records;
+mod recovery;
+mod release;
 mod relist;
 mod rename;
 mod sync;
+mod waiting;
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -48,7 +58,7 @@ use tokio::time::timeout;
 
 use crate::bucket::{Bucket, RequestCounts};
 use crate::clock::Clock;
-use crate::config::ATTRIBUTE_TTL;
+use crate::config::{ATTRIBUTE_TTL, Durability};
 use crate::namespace::inode::Attributes;
 use crate::namespace::{DIRECTORY_BYTES, Defaults, Namespace};
 use crate::read::{ReadStatus, Reader};
@@ -66,7 +76,9 @@ use handles::Handles;
 pub use handles::{IoMode, Snapshot};
 use moves::Moves;
 pub use processes::killed_by_signal;
+pub use recovery::Recovered;
 pub use rename::Replace;
+use waiting::Waiting;
 
 /// Odd keys remembered by name for `status`; the rest are only counted.
 const ODD_KEYS_MAX: usize = 100;
@@ -92,6 +104,7 @@ pub struct FsConfig {
     pub read_only: bool,
     pub strict: bool,
     pub passthrough: bool,
+    pub durability: Durability,
     /// Random, kept in the cache directory; names our records.
     pub mount_id: String,
     /// For the content of unlinked files that are still open.
@@ -146,6 +159,8 @@ pub struct FsStatus {
     pub failed: Vec<String>,
     pub passthrough: bool,
     pub pending: Pending,
+    /// What an earlier daemon had acknowledged and not uploaded.
+    pub recovered: Recovered,
     pub checkpoints: CheckpointStatus,
     pub requests: RequestCounts,
     pub read: ReadStatus,
@@ -170,6 +185,8 @@ pub struct Fs {
     relisting: tokio::sync::Mutex<()>,
     checkpoints: Checkpoints,
     moves: Moves,
+    waiting: Waiting,
+    recovered: Mutex<Recovered>,
     started: Instant,
     me: Weak<Fs>,
     records_dirty: tokio::sync::Notify,
@@ -197,6 +214,8 @@ impl Fs {
         let fs = Arc::new_cyclic(|me| Self {
             checkpoints,
             moves: Moves::default(),
+            waiting: Waiting::new(),
+            recovered: Mutex::default(),
             started: clock.now(),
             me: me.clone(),
             config,
@@ -249,6 +268,7 @@ impl Fs {
             failed: self.failed(),
             passthrough: self.passthrough.load(Ordering::Relaxed),
             pending: self.pending(),
+            recovered: *self.recovered.lock(),
             checkpoints: self.checkpoints.status(),
             requests: self.bucket.counts(),
             read: self.reader.status(),
@@ -286,8 +306,12 @@ impl Fs {
 
     /// Uploads every dirty file and flushes every record. Returns how many files could not be.
     pub async fn drain(&self) -> usize {
+        let waiting = self.drain_waiting().await;
         let mut failed = Vec::new();
         for (ino, file) in self.handles.all_files() {
+            if self.is_kept_for_later(&file) {
+                continue; // it was tried twice, and is one of those that wait
+            }
             if let Err(error) = self.sync_at_last(ino, &file).await {
                 tracing::error!(ino = ino.0, %error, "a file could not be uploaded at unmount");
                 failed.push((ino, file));
@@ -301,7 +325,7 @@ impl Fs {
         let checkpoints = self.drain_checkpoints().await;
         self.drain_moves().await;
         self.record_directory_times();
-        failed.len() + checkpoints + self.flush_records().await
+        failed.len() + waiting + checkpoints + self.flush_records().await
     }
 
     /// The kernel gave back references to an inode.

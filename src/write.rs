@@ -50,12 +50,15 @@
 //!
 //! # Crash consistency
 //!
-//! Nothing is acknowledged here before it is in the bucket. A daemon that dies leaves its staged
-//! files, and the next one moves them to `quarantine` beside the staging directory, but for those
-//! that bear a note that the bucket has them as they are; so goes a dirty file that is dropped,
-//! prepared or not. Each bears the end of its key in its name. Parts of uploads are left to the
-//! store.
+//! A file is acknowledged when it is in the bucket; or by [`Staged::acknowledge`] when it is synced
+//! here and stands in the [`Journal`]. A daemon that dies leaves its staged files. The next one is
+//! handed what the journal speaks of ([`Writer::left`], [`Writer::adopt`]) and moves all others to
+//! `quarantine` beside the staging directory, but for those that bear a note that the bucket has
+//! them as they are; so goes a dirty file that is dropped, prepared or not, unless the journal
+//! speaks of it. Each bears the end of its key in its name. Parts of uploads that the journal knows
+//! are used again, others are left to the store.
 
+mod acknowledge;
 mod ahead;
 mod bodies;
 mod buffers;
@@ -63,11 +66,15 @@ mod contents;
 mod copying;
 mod error;
 mod fetch;
+mod intent;
+mod journal;
 mod mapped;
 mod multipart;
 mod parts;
 mod places;
 mod prepare;
+pub mod quarantine;
+mod queue;
 mod ranges;
 mod shared;
 mod spare;
@@ -88,6 +95,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::bucket::Bucket;
@@ -98,9 +106,14 @@ use places::Places;
 use shared::{Counters, DirtyBound, Shared, SharedParts};
 use staging::StagingDir;
 
+pub use acknowledge::{Adopted, Closing};
 pub use copying::{Copied, Taken};
 pub use error::WriteError;
+pub use intent::{Before, CloseId, Intent};
+pub use journal::Journal;
 pub use places::Place as FilePlace;
+pub use quarantine::Why;
+pub use queue::{Next, Queue, Role};
 pub use spare::Content;
 pub use staged::Staged;
 pub use state::{Base, Prepared, Stamp, Uploaded};
@@ -137,18 +150,23 @@ pub struct WriteConfig {
 pub struct Writer {
     shared: Arc<Shared>,
     quarantined_at_start: u64,
+    left: Mutex<Vec<Intent>>,
 }
 
 impl Writer {
-    /// Opens the staging directory. What a dead daemon left there goes to `quarantine` beside it.
-    /// Must be called within a tokio runtime, which then carries the uploads.
+    /// Opens the staging directory. What a dead daemon left there goes to `quarantine` beside it,
+    /// but for what the journal speaks of ([`Writer::left`]). Fails where there is a journal that
+    /// can't be read. Must be called within a tokio runtime, which then carries the uploads.
     pub fn new(
         bucket: Arc<Bucket>,
         clock: Arc<dyn Clock>,
         config: WriteConfig,
     ) -> io::Result<Arc<Self>> {
         let runtime = Handle::try_current().map_err(io::Error::other)?;
-        let (staging, quarantined_at_start) = StagingDir::open(&config.dir)?;
+        let (journal, left) = Journal::open(&config.dir)?.unzip();
+        let left = left.unwrap_or_default();
+        let kept = left.iter().map(|intent| intent.file.as_str()).collect();
+        let (staging, quarantined_at_start) = StagingDir::open(&config.dir, &kept)?;
         let shared = Shared::new(SharedParts {
             bucket,
             clock,
@@ -160,7 +178,10 @@ impl Writer {
             uploads_max: config.uploads_max,
             runtime,
         });
-        Ok(Arc::new(Self { shared, quarantined_at_start }))
+        if let Some(journal) = journal {
+            let _ = shared.journal.set(journal); // the first, so nobody set one before
+        }
+        Ok(Arc::new(Self { shared, quarantined_at_start, left: Mutex::new(left) }))
     }
 
     /// A staged file for `key`: empty, or with the content of `base`, which is fetched as it is
@@ -219,6 +240,11 @@ impl Writer {
     /// failed unseen. No request.
     pub fn is_full(&self) -> bool {
         self.shared.staging.is_full()
+    }
+
+    /// Whether as much waits for the bucket as may. No request.
+    pub fn is_dirty_full(&self) -> bool {
+        self.shared.dirty.is_full()
     }
 
     /// Waits until no upload runs and no abort is under way; what begins meanwhile counts too.

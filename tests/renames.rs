@@ -14,6 +14,7 @@ use trialfs::bucket::{
     Body, Bucket, BucketError, Capabilities, Condition, Metadata, ObjectInfo, Page, Store, Written,
 };
 use trialfs::clock::{self, Clock, ulid};
+use trialfs::config::Durability;
 use trialfs::fs::error::Errno;
 use trialfs::fs::{Caller, CheckpointConfig, Closer, Fs, FsConfig, Replace};
 use trialfs::read::{ReadConfig, Reader};
@@ -86,6 +87,8 @@ impl Mount {
             part_bytes: 8 << 20,
             parallel_parts: 4,
             dirty_bytes_max: 1 << 30,
+            staged_files_max: 1024,
+            uploads_max: 64,
             wait_max: Duration::from_secs(30),
         };
         let scratch_dir = dir.join("scratch");
@@ -100,6 +103,8 @@ impl Mount {
             read_only: false,
             strict: true,
             passthrough: false,
+            durability: Durability::Close,
+            inodes_max: 1 << 20,
             mount_id: ulid(&*clock),
             scratch_dir,
             checkpoints: CheckpointConfig::default(),

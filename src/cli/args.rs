@@ -60,6 +60,9 @@ pub enum Command {
     /// Give up what dead nodes left of checkpoint directories below the mount on DIR
     #[command(after_help = EXIT_CODES)]
     Gc(GcArgs),
+    /// List files that never reached the bucket, or hand out copies of them
+    #[command(after_help = EXIT_CODES)]
+    Recover(RecoverArgs),
     /// Tell how the mount on DIR, or every mount, is doing
     #[command(after_help = EXIT_CODES)]
     Status(StatusArgs),
@@ -98,7 +101,9 @@ pub struct MountArgs {
     /// Neither names nor attributes may be older than the call; without it up to 1 s
     #[arg(long)]
     pub strict: bool,
-    /// When close() may return: `close` means when the file is in the bucket
+    /// When close() may return: `close` means when the file is in the bucket; `local` when it is
+    /// synced in the cache directory, from where it is uploaded in the background and, after a
+    /// crash, by the next mount with the same --cache-dir
     #[arg(long, value_name = "WHEN", default_value = "close")]
     pub durability: Durability,
     /// Retry a request for so long, then report an I/O error
@@ -276,6 +281,18 @@ pub struct GcArgs {
     /// Say what would go, and remove nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// The mounted directory
+    pub dir: Option<PathBuf>,
+    /// The cache directory, of a mount that is there or not
+    #[arg(long, value_name = "DIR", conflicts_with = "dir")]
+    pub cache_dir: Option<PathBuf>,
+    /// Copy them below this directory, each at its key; without it they are listed
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

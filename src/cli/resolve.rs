@@ -10,7 +10,7 @@ use crate::bucket::azure;
 use crate::checkpoint::protocol::lease::{LEASE_MAX, LEASE_MIN};
 use crate::checkpoint::rules::{RuleError, rule_from_flag, rules_from_file};
 use crate::config::{
-    CheckpointOptions, CountLimits, Location, MountConfig, Secret, StoreOptions, origin,
+    self, CheckpointOptions, CountLimits, Location, MountConfig, Secret, StoreOptions, origin,
 };
 use crate::mount::point::Covering;
 use crate::mount::registry::hash;
@@ -48,9 +48,6 @@ pub fn resolve(
     mount_point: &Path,
     around: &Surroundings<'_>,
 ) -> Result<(MountConfig, Launch), String> {
-    if args.durability == Durability::Local {
-        return Err("--durability local is not there yet; use close".to_owned());
-    }
     let store = store_options(&args.store, &url, around)?;
     let cache_dir = match &args.limits.cache_dir {
         Some(dir) => std::path::absolute(dir).map_err(|e| format!("--cache-dir: {e}"))?,
@@ -84,6 +81,10 @@ pub fn resolve(
         gid: args.gid.unwrap_or(around.gid),
         umask: args.umask.unwrap_or(around.umask),
         strict: args.strict,
+        durability: match args.durability {
+            Durability::Close => config::Durability::Close,
+            Durability::Local => config::Durability::Local,
+        },
         io_timeout: args.io_timeout,
         passthrough: !args.no_passthrough,
         checkpoints: checkpoint_options(&args.checkpoints, around)?,
@@ -313,7 +314,6 @@ mod tests {
             "s3://b /mnt/a --endpoint h:9000",
             "gs://b /mnt/a --endpoint h:9000",
             "s3://b /mnt/a --endpoint http://k:secret@h",
-            "s3://b /mnt/a --durability local",
         ] {
             let error = resolved(line, &[("HOME", "/h")]).expect_err(line);
             assert!(!error.contains("secret") && error.lines().count() == 1, "{error}");

@@ -60,6 +60,7 @@ fn render(found: &Found, now: SystemTime) -> String {
         if quarantined > 0 {
             say("quarantine", format!("{quarantined} files that never reached the bucket"));
         }
+        list(&mut say, "", daemon.pointer("/quarantine"));
         list(&mut say, "failed", daemon.pointer("/fs/failed"));
         list(&mut say, "odd keys", daemon.pointer("/fs/odd_key_names"));
         list(&mut say, "warnings", daemon.pointer("/warnings"));

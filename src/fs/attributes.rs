@@ -109,14 +109,14 @@ impl Fs {
     async fn truncate_shared(
         &self,
         ino: Ino,
-        file: &super::handles::OpenFile,
+        file: &std::sync::Arc<super::handles::OpenFile>,
         size: u64,
     ) -> Result<(), Errno> {
         if let Some(place) = self.writing_place(ino) {
             self.begin(&place, 0).await?;
         }
         let open = {
-            let _io = file.io.lock().await;
+            let _io = self.io_to_write(ino, file, size == 0).await?;
             let writers = file.state.lock().writers;
             self.settle_inode(ino).await?;
             let staged = self.staged_for_writing(ino, file, size > 0).await?;

@@ -11,7 +11,6 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::checkpoints::Place;
-use super::checkpoints::commit::Root;
 use super::error::Errno;
 use super::handles::{Backing, FileHandle, Handle, IoMode, OpenFile, Passing};
 use super::lookup::SMALL_BYTES_MAX;
@@ -25,9 +24,6 @@ use crate::write::{Base, Staged};
 /// Up to this size an existing file that is opened for writing is fetched whole at once, so that
 /// the kernel can pass through; a larger one is fetched where it is touched. One part.
 const FETCH_AT_OPEN_BYTES_MAX: u64 = 16 << 20;
-/// Files whose staged content is kept after close, for the next open: how many, and how large each.
-const RESTING_MAX: usize = 64;
-const RESTING_BYTES_MAX: u64 = 256 << 20;
 /// Mode bits that a write must clear, which needs every write to come to us.
 const SET_ID: u32 = 0o6000;
 
@@ -103,8 +99,9 @@ impl Fs {
             return Err(failed.errno);
         }
         if access.write {
-            let _io = file.io.lock().await;
+            let _io = self.io_to_write(ino, file, access.truncate).await?;
             self.settle_inode(ino).await?;
+            file.state.lock().opened = self.waiting.now();
             let staged = self.staged_for_writing(ino, file, !access.truncate).await?;
             if access.truncate {
                 self.truncate_staged(ino, &staged).await?;
@@ -283,6 +280,7 @@ impl Fs {
         {
             let mut state = file.state.lock();
             state.staged = Some(staged);
+            state.opened = self.waiting.now();
             state.written_in = within;
         }
         self.record_attributes(ino);
@@ -376,8 +374,9 @@ impl Fs {
         Ok(staged.allocate(offset, length, mode).await?)
     }
 
-    /// close(2): the object is whole in the bucket when this returns. A killed process's close
-    /// publishes nothing; whether the file is torn shows at its release, since others may hold it.
+    /// close(2): the object is whole in the bucket when this returns, or under `--durability local`
+    /// kept here for it. A killed process's close publishes nothing; whether the file is torn shows
+    /// at its release, since others may hold it.
     pub async fn flush(&self, handle: u64, closer: Closer) -> Result<(), Errno> {
         let open = self.handles.file(handle)?;
         if !open.writable {
@@ -394,7 +393,7 @@ impl Fs {
         match closer {
             Closer::Killed => Ok(()),
             Closer::Living(thread) if is_yet_to_be_filled(&open, thread) => Ok(()),
-            Closer::Living(_) => self.sync(open.ino, &open.file).await,
+            Closer::Living(_) => self.close(open.ino, &open.file).await,
         }
     }
 
@@ -415,93 +414,6 @@ impl Fs {
         self.flush_record(ino).await
     }
 
-    /// The last descriptor of a handle is gone.
-    pub async fn release(&self, handle: u64) {
-        let Some(Handle::File(open)) = self.handles.remove(handle) else { return };
-        let last_writer = {
-            let mut state = open.file.state.lock();
-            *state.count(open.mode) -= 1;
-            state.writers -= u32::from(open.writable);
-            if state.handles() == 0 {
-                (state.small, state.passing) = (None, None);
-            }
-            open.writable && state.writers == 0
-        };
-        if last_writer {
-            self.last_writer_gone(&open).await;
-            self.writer_is_gone_from(open.ino);
-        }
-        let io = open.file.io.lock().await;
-        self.settle(open.ino, &open.file);
-        drop(io);
-        let mut namespace = self.namespace.lock();
-        if let Some(inode) = namespace.get_mut(open.ino) {
-            inode.opens = inode.opens.saturating_sub(1);
-        }
-        namespace.drop_if_unused(open.ino);
-        drop(namespace);
-        let ino = open.ino;
-        drop(open);
-        self.handles.tidy(ino);
-    }
-
-    async fn last_writer_gone(&self, open: &FileHandle) {
-        if open.file.state.lock().torn {
-            return self.tear(open.ino, &open.file).await;
-        }
-        let _tree = self.tree.read().await;
-        let _io = open.file.io.lock().await;
-        // Somebody may have opened it since, and emptied it: what that makes of it is published at
-        // its own close.
-        if open.file.state.lock().writers > 0 {
-            return;
-        }
-        let staged = open.file.state.lock().staged.clone();
-        let checked = match staged {
-            Some(staged) => staged.recheck().await.map_err(Errno::from),
-            None => Ok(()),
-        };
-        let synced = self.sync_locked(open.ino, &open.file).await;
-        if let Err(error) = checked.and(synced) {
-            tracing::error!(ino = open.ino.0, %error, "not uploaded at its release");
-        }
-    }
-
-    /// What a killed process left of a file goes to the quarantine; the file is what it was before.
-    async fn tear(&self, ino: Ino, file: &OpenFile) {
-        if let Some(place) = self.writing_place(ino) {
-            let staged = {
-                let mut state = file.state.lock();
-                state.torn = false;
-                state.staged.clone()
-            };
-            // A killed child that had inherited the descriptor tears nothing that was closed well.
-            if staged.is_none_or(|staged| staged.is_prepared() || !staged.is_dirty()) {
-                return;
-            }
-            if let Err(error) = self.tear_transaction(&place.checkpoint, Root::Goes).await {
-                tracing::warn!(ino = ino.0, %error, "others will see by its lease that it is torn");
-            }
-            return;
-        }
-        let _io = file.io.lock().await;
-        let mut namespace = self.namespace.lock();
-        let mut state = file.state.lock();
-        state.torn = false;
-        let Some(staged) = state.staged.take_if(|staged| staged.is_dirty()) else { return };
-        state.failed = None;
-        tracing::warn!(ino = ino.0, key = ?namespace.key(ino), "torn: its writer was killed");
-        drop((state, staged)); // dirty and let go: the write path quarantines it
-        let Some(inode) = namespace.get_mut(ino) else { return };
-        inode.staged = false;
-        inode.checked = None;
-        let (in_bucket, parent) = (inode.object.is_some(), inode.parent);
-        if !in_bucket {
-            namespace.detach(ino);
-            namespace.touch_directory(parent, self.wall());
-        }
-    }
-
     /// What the inode's times say holds while the staged file is not written: fetching is no write.
     pub(super) fn times_hold(&self, ino: Ino, staged: &Staged) -> Result<(), Errno> {
         if staged.is_dirty() {
@@ -512,56 +424,6 @@ impl Fs {
             inode.times_staged = Some(modified);
         }
         Ok(())
-    }
-
-    /// When nobody writes a file any more and the bucket has it, the bucket says what it is. The
-    /// staged content rests a while for the next open. The caller holds `io`.
-    pub(super) fn settle(&self, ino: Ino, file: &OpenFile) {
-        let mut namespace = self.namespace.lock();
-        let mut state = file.state.lock();
-        let Some(staged) = state.staged.clone() else { return };
-        let Some(inode) = namespace.get_mut(ino) else {
-            return state.staged = None;
-        };
-        if !inode.linked {
-            if state.handles() == 0 {
-                if !state.lost {
-                    staged.discard();
-                }
-                state.staged = None;
-                inode.staged = false;
-            }
-            return;
-        }
-        if state.writers > 0 || staged.is_dirty() {
-            return;
-        }
-        inode.staged = false;
-        let small = staged.size().is_ok_and(|size| size <= RESTING_BYTES_MAX);
-        if state.handles() == 0 && !(small && staged.is_complete()) {
-            state.staged = None;
-        }
-        drop((state, namespace));
-        self.rest(ino);
-    }
-
-    fn rest(&self, ino: Ino) {
-        let oldest = {
-            let mut resting = self.resting.lock();
-            resting.retain(|other| *other != ino);
-            resting.push_back(ino);
-            if resting.len() > RESTING_MAX { resting.pop_front() } else { None }
-        };
-        let Some(oldest) = oldest else { return };
-        let Some(file) = self.handles.shared_if_any(oldest) else { return };
-        let mut state = file.state.lock();
-        let idle = state.handles() == 0 && file.io.try_lock().is_ok();
-        if idle && state.staged.as_ref().is_some_and(|staged| !staged.is_dirty()) {
-            state.staged = None;
-        }
-        drop(state);
-        drop(file);
-        self.handles.tidy(oldest);
     }
 }
 

@@ -14,12 +14,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::error::Errno;
+use super::waiting::Acknowledged;
 use crate::checkpoint::record::TxnId;
 use crate::namespace::listing::Listing;
 use crate::namespace::{Asked, inode::SeenEntry};
 use crate::read::{ReadHandle, Version};
 use crate::types::{Ino, Name};
-use crate::write::{Staged, Stamp};
+use crate::write::{CloseId, Staged, Stamp};
 
 /// How the kernel does the I/O of a handle.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,6 +62,30 @@ pub struct OpenFile {
     /// Held while the inode's object is being changed: upload, unlink, rename, truncate.
     pub io: tokio::sync::Mutex<()>,
     pub state: Mutex<OpenState>,
+    /// An upload in the background, which does not hold `io`, has ended.
+    pub idle: tokio::sync::Notify,
+}
+
+impl OpenFile {
+    /// Whether something that was acknowledged waits for the bucket.
+    pub fn is_acknowledged(&self) -> bool {
+        self.state.lock().acknowledged.is_some()
+    }
+
+    /// Takes `io` once no upload runs in the background.
+    pub async fn quiet(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        loop {
+            let io = self.io.lock().await;
+            let idle = self.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable(); // before the look, so that what ends in between wakes us
+            if self.state.lock().uploading == 0 {
+                return io;
+            }
+            drop(io);
+            idle.await;
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -88,6 +113,14 @@ pub struct OpenState {
     pub written_in: Option<TxnId>,
     /// It was part of a transaction that is lost: its bytes go to the quarantine.
     pub lost: bool,
+    /// The last close that came before it was opened to be written.
+    pub opened: CloseId,
+    /// What was acknowledged of `staged` and waits for the bucket.
+    pub acknowledged: Option<Acknowledged>,
+    /// Acknowledged versions that are being written over, the oldest first.
+    pub aside: Vec<(CloseId, Arc<Staged>)>,
+    /// Uploads that run in the background.
+    pub uploading: u32,
     /// A failed upload: sticks until the file is written again, and that is uploaded.
     pub failed: Option<Failure>,
 }
@@ -134,6 +167,14 @@ impl OpenState {
         let staged = self.staged.clone().map(Backing::Staged);
         staged
             .or_else(|| self.passing.as_ref().map(|passing| Backing::Cached(passing.file.clone())))
+    }
+
+    /// Whether the content is what was acknowledged and waits for the bucket.
+    pub fn holds_acknowledged(&self) -> bool {
+        let Some((now, staged)) = self.acknowledged.as_ref().zip(self.staged.as_ref()) else {
+            return false;
+        };
+        !now.stale && !staged.is_written_since(&now.stamp)
     }
 
     /// The mode the next handle must have. `may_pass`: the kernel, the options and the file's mode
@@ -278,6 +319,7 @@ impl Handles {
             Arc::strong_count(file) == 1
                 && state.handles() == 0
                 && state.staged.is_none()
+                && state.aside.is_empty()
                 && state.failed.is_none()
         });
         if idle {

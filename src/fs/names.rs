@@ -35,7 +35,7 @@ impl Fs {
 
     async fn unlink_shared(&self, parent: Ino, ino: Ino, file: &OpenFile) -> Result<(), Errno> {
         let _tree = self.tree.read().await;
-        let _io = file.io.lock().await;
+        let _io = file.quiet().await;
         let (key, in_bucket) = {
             let namespace = self.namespace.lock();
             let inode = namespace.get(ino).ok_or(Errno::ENOENT)?;
@@ -63,7 +63,9 @@ impl Fs {
             (None, None) => Ok(()),
         };
         self.forget_content(ino, file, &key);
+        let left = self.leave_journal(file).await;
         removed?;
+        left?;
         let wall = self.wall();
         let mut namespace = self.namespace.lock();
         namespace.detach(ino);

@@ -131,8 +131,9 @@ impl Fs {
     }
 
     async fn rename_file(&self, plan: Move) -> Result<(), Errno> {
-        let _tree = self.tree.read().await;
         let file = self.handles.shared(plan.ino);
+        self.wait_turn(&file).await;
+        let _tree = self.tree.read().await;
         let target = plan.target.map(|ino| (ino, self.handles.shared(ino)));
         let result = self.rename_file_shared(plan, &file, target.as_ref()).await;
         if let Some((ino, shared)) = target {
@@ -152,14 +153,14 @@ impl Fs {
         let (mut _first, mut _second) = (None, None);
         match target {
             Some((ino, other)) if *ino < plan.ino => {
-                _first = Some(other.io.lock().await);
-                _second = Some(file.io.lock().await);
+                _first = Some(other.quiet().await);
+                _second = Some(file.quiet().await);
             }
             Some((_, other)) => {
-                _first = Some(file.io.lock().await);
-                _second = Some(other.io.lock().await);
+                _first = Some(file.quiet().await);
+                _second = Some(other.quiet().await);
             }
-            None => _first = Some(file.io.lock().await),
+            None => _first = Some(file.quiet().await),
         }
         let plan = self.with_keys(plan)?;
         self.settle_inode(plan.ino).await?;
@@ -183,8 +184,10 @@ impl Fs {
                 self.move_in_transaction(plan.ino, file, from, to).await?
             }
         };
+        self.leave_journal(file).await?;
         if let Some((ino, other)) = target {
             self.forget_content(*ino, other, &plan.to);
+            self.leave_journal(other).await?;
         }
         self.reader.forget(&plan.from);
         self.moved(&plan);

@@ -15,8 +15,9 @@ impl Fs {
     /// Uploads what is dirty. A failure sticks: it is repeated, without a request, until the file
     /// is written again.
     pub(super) async fn sync(&self, ino: Ino, file: &OpenFile) -> Result<(), Errno> {
+        self.wait_turn(file).await;
         let _tree = self.tree.read().await;
-        let _io = file.io.lock().await;
+        let _io = file.quiet().await;
         self.sync_locked(ino, file).await
     }
 
@@ -30,8 +31,9 @@ impl Fs {
             return Err(errno);
         }
         let result = self.upload(ino, file, &staged, &Condition::Always).await;
-        if let Err(errno) = result {
-            file.state.lock().fail(errno);
+        match result {
+            Ok(()) => self.closed_went_up(file, &staged),
+            Err(errno) => file.state.lock().fail(errno),
         }
         result
     }
@@ -40,7 +42,7 @@ impl Fs {
     /// is tried once more, unless another node changed the object since. A failure does not stick.
     pub(super) async fn sync_at_last(&self, ino: Ino, file: &OpenFile) -> Result<(), Errno> {
         let _tree = self.tree.read().await;
-        let _io = file.io.lock().await;
+        let _io = file.quiet().await;
         let Some(staged) = self.to_upload(ino, file) else { return Ok(()) };
         let condition = match file.state.lock().failed {
             Some(_) => self.unless_changed(ino),
@@ -51,7 +53,7 @@ impl Fs {
 
     /// That the bucket has what it had when the file was last in step with it, as far as the store
     /// can be held to that.
-    fn unless_changed(&self, ino: Ino) -> Condition {
+    pub(super) fn unless_changed(&self, ino: Ino) -> Condition {
         let store = self.bucket.capabilities();
         let object = self.namespace.lock().get(ino).and_then(|inode| inode.object.clone());
         match object {
@@ -109,7 +111,7 @@ impl Fs {
         }
     }
 
-    fn uploaded(&self, ino: Ino, staged: &Staged, uploaded: Uploaded) {
+    pub(super) fn uploaded(&self, ino: Ino, staged: &Staged, uploaded: Uploaded) {
         let mut namespace = self.namespace.lock();
         let before = namespace.get(ino).and_then(|inode| inode.object.clone());
         let replaced = before.is_some_and(|before| before != uploaded.etag);

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,13 +16,14 @@ use tokio::time::timeout;
 use crate::bucket::{self, Bucket, BucketError, Capabilities, ReadOnly};
 use crate::checkpoint::rules;
 use crate::clock::Clock;
-use crate::config::{Location, MountConfig};
+use crate::config::{Durability, Location, MountConfig};
 use crate::fs::checkpoints::{Sweep, can_commit};
-use crate::fs::{CheckpointConfig, Fs, FsConfig};
+use crate::fs::{CheckpointConfig, Fs, FsConfig, Recovered};
 use crate::fuse::run::Requests;
 use crate::fuse::{self, Serving};
 use crate::read::{self, ReadConfig, Reader};
 use crate::telemetry;
+use crate::write::quarantine::{self, Quarantined};
 use crate::write::{self, WriteConfig, Writer};
 
 use super::cachedir::CacheDir;
@@ -43,6 +44,8 @@ const WRITE_MEMORY_EIGHTHS: u64 = 3;
 /// However few descriptors there are, so many files may be written: enough for a program that
 /// copies a few.
 const STAGED_FILES_MIN: usize = 64;
+/// Files in quarantine that `status` names.
+const QUARANTINE_NAMED_MAX: usize = 100;
 /// Beyond the store's own bound an operation needs this for its own work.
 const DEADLINE_SLACK: Duration = Duration::from_secs(10);
 
@@ -52,6 +55,7 @@ pub struct Assembled {
     requests: OnceLock<Arc<Requests>>,
     capabilities: Capabilities,
     warnings: Vec<String>,
+    cache_dir: PathBuf,
 }
 
 /// Reaches the store, probes it and builds the file system. The error is for the user.
@@ -100,13 +104,45 @@ pub async fn assemble(
         read_only: config.read_only,
         strict: config.strict,
         passthrough: config.passthrough,
+        durability: config.durability,
         mount_id: cache.mount_id().to_owned(),
         scratch_dir,
         checkpoints: checkpoint_config(config)?,
         inodes_max: config.counts.inodes,
     };
+    if config.durability == Durability::Local {
+        writer.journal().with_context(|| unusable(cache.path()))?;
+    }
     let fs = Fs::new(fs_config, bucket, reader, writer, clock);
-    Ok(Assembled { fs, requests: OnceLock::new(), capabilities, warnings })
+    warnings.extend(recovery_text(&fs.recover().await, cache.path()));
+    let cache_dir = cache.path().to_owned();
+    Ok(Assembled { fs, requests: OnceLock::new(), capabilities, warnings, cache_dir })
+}
+
+/// What became of an earlier daemon's acknowledged files, each on a line.
+fn recovery_text(recovered: &Recovered, cache: &Path) -> Vec<String> {
+    let Recovered { files, bytes, quarantined, left } = *recovered;
+    let mut lines = Vec::new();
+    if files > 0 {
+        lines.push(format!(
+            "{files} files, {bytes} bytes, that an earlier daemon had acknowledged and not uploaded \
+             are in the bucket now"
+        ));
+    }
+    if quarantined > 0 {
+        lines.push(format!(
+            "{quarantined} acknowledged files of an earlier daemon have no place in the bucket any \
+             more; `trialfs recover --cache-dir {}` tells why and hands them out",
+            cache.display()
+        ));
+    }
+    if left > 0 {
+        lines.push(format!(
+            "{left} acknowledged files of an earlier daemon could not be uploaded; the next mount \
+             tries again"
+        ));
+    }
+    lines
 }
 
 impl Assembled {
@@ -162,7 +198,22 @@ impl Tree for Assembled {
             "capabilities": self.capabilities,
             "kernel_requests": self.requests.get().map(|requests| requests.status()),
             "fs": self.fs.status(),
+            "quarantine": self.quarantine(),
         })
+    }
+}
+
+impl Assembled {
+    /// What is in quarantine, a line each, the oldest first.
+    fn quarantine(&self) -> Vec<String> {
+        let found = quarantine::list(&self.cache_dir).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the quarantine can't be read");
+            Vec::new()
+        });
+        let why = |file: &Quarantined| file.why.map_or("", |why| why.text());
+        let line =
+            |file: &Quarantined| format!("{} ({} bytes): {}", file.key, file.size, why(file));
+        found.iter().take(QUARANTINE_NAMED_MAX).map(line).collect()
     }
 }
 

@@ -65,6 +65,7 @@ impl Staged {
         while let Some(done) = parts.next().await {
             if let (index, Some(part)) = done? {
                 upload.sent[index as usize] = Some(part);
+                self.note_begun(upload);
             }
         }
         Ok(())

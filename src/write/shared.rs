@@ -2,8 +2,8 @@
 //!
 //! Owns the bounds and the accounting. Does not own any file.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::buffers::Buffers;
 use super::error::WriteError;
+use super::journal::Journal;
 use super::places::Places;
 use super::staging::StagingDir;
 use crate::bucket::Bucket;
@@ -38,6 +39,8 @@ pub struct Shared {
     pub bucket: Arc<Bucket>,
     pub clock: Arc<dyn Clock>,
     pub staging: StagingDir,
+    /// There once a file is to be acknowledged before it is in the bucket, or was.
+    pub journal: OnceLock<Journal>,
     pub part_bytes: u64,
     pub parallel_parts: usize,
     pub buffers: Arc<Buffers>,
@@ -59,6 +62,7 @@ impl Shared {
             bucket: parts.bucket,
             clock: parts.clock,
             staging: parts.staging,
+            journal: OnceLock::new(),
             part_bytes: parts.part_bytes,
             parallel_parts: parts.parallel_parts.max(1),
             buffers: Buffers::new(memory),
@@ -155,6 +159,10 @@ impl DirtyBound {
 
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.bytes() >= self.max
     }
 
     /// A file that counted for `before` counts for `now`.

@@ -20,12 +20,14 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 
 use super::extents::Extents;
+use super::intent::Intent;
 use super::parts::Grid;
 use super::places::Place;
+use super::quarantine::Why;
 use super::shared::{Counters, Shared};
 use super::staging::{Mark, StagedFile};
 use super::state::{Ahead, Base, Clean, Mode, Stamp, State, Streak, Uploaded};
-use super::transfer::Transfer;
+use super::transfer::{Multipart, Transfer};
 use crate::bucket::Metadata;
 use crate::types::{ETag, Key};
 
@@ -59,6 +61,40 @@ impl Staged {
             disk.remove()?;
             return Err(error);
         }
+        Ok(Self::of(shared, disk, key, base, size))
+    }
+
+    /// What a dead daemon acknowledged: all of it here, none of it in the bucket, but for parts of
+    /// an upload that it had begun.
+    pub(super) fn adopted(
+        shared: Arc<Shared>,
+        disk: StagedFile,
+        intent: &Intent,
+    ) -> io::Result<Arc<Self>> {
+        let modified = disk.modified()?;
+        let staged = Self::of(shared, disk, intent.key.clone(), None, 0);
+        let mut state = staged.state.lock();
+        state.extents.wrote(0..intent.size);
+        // Only its bytes tell whether a part that was sent is what it has to be.
+        state.extents.lose_track();
+        state.version += 1;
+        state.modified = modified;
+        state.kept = Some((intent.id, intent.crc));
+        staged.recharge(&mut state);
+        drop(state);
+        if let (Some(begun), Ok(mut transfer)) = (&intent.begun, staged.transfer.try_lock()) {
+            transfer.open = Some(Multipart::resumed(intent.key.clone(), begun));
+        }
+        Ok(staged)
+    }
+
+    fn of(
+        shared: Arc<Shared>,
+        disk: StagedFile,
+        key: Key,
+        base: Option<Base>,
+        size: u64,
+    ) -> Arc<Self> {
         let modified = shared.clock.wall();
         let clean = base.as_ref().map(|base| Clean {
             version: 0,
@@ -78,6 +114,8 @@ impl Staged {
             ready: None,
             published: None,
             discarded: false,
+            kept: None,
+            why: Why::NotUploaded,
             ahead: Ahead::default(),
             modified,
             modified_on_disk: None,
@@ -87,7 +125,7 @@ impl Staged {
         let grid = Grid::new(shared.part_bytes.max(store.part_min), store.parts_max);
         Counters::add(&shared.counters.staged_files, 1);
         let place = shared.places.take();
-        Ok(Arc::new_cyclic(|me| Self {
+        Arc::new_cyclic(|me| Self {
             shared,
             me: me.clone(),
             disk: Arc::new(disk),
@@ -96,7 +134,12 @@ impl Staged {
             state: Mutex::new(state),
             fetching: tokio::sync::Mutex::default(),
             transfer: tokio::sync::Mutex::default(),
-        }))
+        })
+    }
+
+    /// What to say of the file should it go to quarantine.
+    pub fn give_up(&self, why: Why) {
+        self.state.lock().why = why;
     }
 
     /// The staged file, open for reading and writing; what passthrough is given.
@@ -275,7 +318,8 @@ impl fmt::Debug for Staged {
 }
 
 impl Drop for Staged {
-    /// Deletes the staged file, unless its bytes are nowhere else: then it goes to quarantine.
+    /// Deletes the staged file, unless its bytes are nowhere else: then it goes to quarantine, or
+    /// stays for the next mount if the journal speaks of it.
     fn drop(&mut self) {
         let (dirty, charged) = {
             let state = self.state.lock();
@@ -285,8 +329,13 @@ impl Drop for Staged {
         Counters::sub(&self.shared.counters.staged_files, 1);
         self.abort_at_drop();
         let empty = self.disk.size().is_ok_and(|size| size == 0);
-        let put_away = match self.state.get_mut().discarded {
-            true => Ok(()), // removed already
+        let (discarded, kept) = {
+            let state = self.state.get_mut();
+            (state.discarded, state.kept)
+        };
+        let put_away = match discarded {
+            true => Ok(()),                             // removed already
+            false if dirty && kept.is_some() => Ok(()), // for the next mount
             false if dirty && !empty => self.quarantine(),
             false => self.disk.remove(),
         };
@@ -303,10 +352,11 @@ impl Drop for Staged {
 
 impl Staged {
     fn quarantine(&mut self) -> io::Result<()> {
-        let path = self.disk.quarantine()?;
+        let state = self.state.get_mut();
+        let path = self.disk.quarantine(state.why)?;
         Counters::add(&self.shared.counters.quarantined_files, 1);
-        let key = &self.state.get_mut().key;
-        tracing::warn!(%key, ?path, "never uploaded, kept in quarantine");
+        let (key, why) = (&state.key, state.why.text());
+        tracing::warn!(%key, ?path, why, "never uploaded, kept in quarantine");
         Ok(())
     }
 }

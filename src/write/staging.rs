@@ -1,9 +1,10 @@
 //! Staged files on the local disk, and where those go whose bytes never reached the bucket.
 //!
-//! Owns the staging directory, its quarantine, and the system calls on a staged file. Does not own
-//! what the bytes mean. A directory is used by one daemon at a time; its lock is the caller's.
+//! Owns the staging directory and the system calls on a staged file. Does not own what the bytes
+//! mean. A directory is used by one daemon at a time; its lock is the caller's.
 
-use std::ffi::{CStr, CString};
+use std::collections::HashSet;
+use std::ffi::{CStr, CString, OsStr};
 use std::fs::{DirBuilder, File, FileTimes, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -12,8 +13,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-
+use super::quarantine::{self, QUARANTINE_DIR, Why};
 use crate::types::Key;
 
 /// Below so much free space no file is staged: writes by passthrough are not seen, so they can't be
@@ -23,9 +23,6 @@ const FREE_BYTES_MIN: u64 = 64 << 20;
 const ROOM_BYTES_MIN: u64 = 2 << 20;
 /// Of a small disk only this part is kept free.
 const FREE_PART_MIN: u64 = 16;
-/// How much of a key, escaped, stands in the name of its staged file, so that a person finds what
-/// is in quarantine; names end at 255 bytes.
-const KEY_IN_NAME_BYTES_MAX: usize = 200;
 
 /// Says of a staged file's size and modification time that the bucket has what was in it then.
 const UPLOADED_XATTR: &CStr = c"user.trialfs.uploaded";
@@ -41,21 +38,25 @@ pub struct StagingDir {
 
 impl StagingDir {
     /// Makes the directory (0700). What a dead daemon left in it moves to `quarantine` beside it,
-    /// but for what is empty or in the bucket already; returns how many files did.
-    pub fn open(dir: &Path) -> io::Result<(Self, u64)> {
+    /// but for what is empty or in the bucket already, and for what the journal speaks of by these
+    /// names; returns how many files did.
+    pub fn open(dir: &Path, kept: &HashSet<&str>) -> io::Result<(Self, u64)> {
         let parent = dir.parent().ok_or(io::ErrorKind::InvalidInput)?;
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let staging = Self { dir: dir.to_owned(), quarantine: parent.join("quarantine") };
+        let staging = Self { dir: dir.to_owned(), quarantine: parent.join(QUARANTINE_DIR) };
         let mut moved = 0;
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;
-            if !entry.file_type()?.is_file() {
+            let is_kept = entry.file_name().to_str().is_some_and(|name| kept.contains(name));
+            if is_kept || !entry.file_type()?.is_file() {
                 continue;
             }
-            if is_spent(&File::open(entry.path())?)? {
+            let file = File::open(entry.path())?;
+            if is_spent(&file)? {
                 std::fs::remove_file(entry.path())?;
             } else {
-                quarantine(&entry.path(), &staging.quarantine)?;
+                quarantine::note_why(&file, Why::NotClosed);
+                quarantine::put(&entry.path(), &staging.quarantine)?;
                 moved += 1;
             }
         }
@@ -76,6 +77,7 @@ impl StagingDir {
         let path = self.path_for(id, key)?;
         let file =
             OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        quarantine::note_key(&file, key);
         Ok(StagedFile { file, path, quarantine: self.quarantine.clone() })
     }
 
@@ -89,6 +91,7 @@ impl StagingDir {
         let path = self.path_for(id, key)?;
         bring(&path)?;
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        quarantine::note_key(&file, key);
         Ok(StagedFile { file, path, quarantine: self.quarantine.clone() })
     }
 
@@ -97,9 +100,20 @@ impl StagingDir {
         if free < FREE_BYTES_MIN.min(all / FREE_PART_MIN) {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
-        let escaped = utf8_percent_encode(key.as_str(), NON_ALPHANUMERIC).to_string();
-        let tail = &escaped[escaped.len().saturating_sub(KEY_IN_NAME_BYTES_MAX)..];
-        Ok(self.dir.join(format!("{id}.{tail}")))
+        Ok(self.dir.join(quarantine::name_of(id, key)))
+    }
+
+    /// A staged file that an earlier daemon made, if it is still there.
+    pub fn reopen(&self, name: &str) -> io::Result<Option<StagedFile>> {
+        if Path::new(name).file_name() != Some(OsStr::new(name)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let path = self.dir.join(name);
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => Ok(Some(StagedFile { file, path, quarantine: self.quarantine.clone() })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -248,13 +262,37 @@ impl StagedFile {
     }
 
     /// Moves the file to where a person will look for it.
-    pub fn quarantine(&self) -> io::Result<PathBuf> {
-        quarantine(&self.path, &self.quarantine)
+    pub fn quarantine(&self, why: Why) -> io::Result<PathBuf> {
+        quarantine::note_why(&self.file, why);
+        quarantine::put(&self.path, &self.quarantine)
+    }
+
+    /// Puts a copy of it there.
+    pub fn quarantine_copy(&self, why: Why) -> io::Result<PathBuf> {
+        let copy = self.path.with_file_name(self.name() + "~");
+        std::fs::copy(&self.path, &copy)?;
+        quarantine::note_why(&OpenOptions::new().write(true).open(&copy)?, why);
+        quarantine::put(&copy, &self.quarantine)
+    }
+
+    /// The name in the staging directory.
+    pub fn name(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    /// Whether a note says that the bucket has it as it is.
+    pub fn is_uploaded(&self) -> io::Result<bool> {
+        is_noted(&self.file)
     }
 }
 
 /// Whether nothing is lost with a file that a dead daemon left.
 fn is_spent(file: &File) -> io::Result<bool> {
+    Ok(file.metadata()?.len() == 0 || is_noted(file)?)
+}
+
+fn is_noted(file: &File) -> io::Result<bool> {
     let metadata = file.metadata()?;
     let mut value = [0u8; UPLOADED_BYTES_MAX];
     // SAFETY: as in `note_uploaded`; the kernel writes no more than the length it is told.
@@ -264,26 +302,12 @@ fn is_spent(file: &File) -> io::Result<bool> {
     };
     // Whatever is the matter with the note, without one the file is kept.
     let note = usize::try_from(result).map_or(&[][..], |len| &value[..len]);
-    let uploaded = note == note_of(metadata.len(), metadata.modified()?).as_bytes();
-    Ok(uploaded || metadata.len() == 0)
+    Ok(note == note_of(metadata.len(), metadata.modified()?).as_bytes())
 }
 
 fn note_of(size: u64, modified: SystemTime) -> String {
     let since = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     format!("{size} {}", since.as_nanos())
-}
-
-/// Moves `path` into `dir`, over nothing.
-fn quarantine(path: &Path, dir: &Path) -> io::Result<PathBuf> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut target = dir.join(name);
-    // A name is taken only if somebody put it there by hand; the loop ends with those names.
-    while target.try_exists()? {
-        target.as_mut_os_string().push("~");
-    }
-    std::fs::rename(path, &target)?;
-    Ok(target)
 }
 
 fn free_and_all_bytes(dir: &Path) -> io::Result<(u64, u64)> {
@@ -304,7 +328,7 @@ mod tests {
 
     fn staged() -> (tempfile::TempDir, StagedFile) {
         let root = tempfile::tempdir().unwrap();
-        let (staging, _) = StagingDir::open(&root.path().join("staging")).unwrap();
+        let (staging, _) = StagingDir::open(&root.path().join("staging"), &HashSet::new()).unwrap();
         let file = staging.create("ID", &Key::new("a/b=1.pt")).unwrap();
         (root, file)
     }
@@ -314,10 +338,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("staging");
         for content in ["one", "two"] {
-            StagingDir::open(&dir).unwrap();
+            StagingDir::open(&dir, &HashSet::new()).unwrap();
             std::fs::write(dir.join("ID.k"), content).unwrap();
         }
-        assert_eq!(StagingDir::open(&dir).unwrap().1, 1);
+        assert_eq!(StagingDir::open(&dir, &HashSet::new()).unwrap().1, 1);
         let read = |name| std::fs::read_to_string(root.path().join("quarantine").join(name));
         assert_eq!((read("ID.k").unwrap(), read("ID.k~").unwrap()), ("one".into(), "two".into()));
     }
@@ -326,7 +350,7 @@ mod tests {
     fn what_a_dead_daemon_had_uploaded_is_not_said_to_be_lost() {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("staging");
-        let (staging, _) = StagingDir::open(&dir).unwrap();
+        let (staging, _) = StagingDir::open(&dir, &HashSet::new()).unwrap();
         let written = |name| {
             let file = staging.create(name, &Key::new("k")).unwrap();
             file.write(b"content", 0).1.unwrap();
@@ -342,22 +366,12 @@ mod tests {
         written("DIRTY");
         noted("AGAIN").write(b"CONTENT", 0).1.unwrap();
         noted("GROWN").set_size(100).unwrap();
-        assert_eq!(StagingDir::open(&dir).unwrap().1, 3);
+        assert_eq!(StagingDir::open(&dir, &HashSet::new()).unwrap().1, 3);
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
         let kept = std::fs::read_dir(root.path().join("quarantine")).unwrap();
         let mut kept: Vec<_> = kept.map(|entry| entry.unwrap().file_name()).collect();
         kept.sort();
         assert_eq!(kept, ["AGAIN.k", "DIRTY.k", "GROWN.k"]);
-    }
-
-    #[test]
-    fn names_tell_the_key_and_fit() {
-        let (_root, file) = staged();
-        assert!(file.path.ends_with("ID.a%2Fb%3D1%2Ept"));
-        let (_root, _) = staged();
-        let root = tempfile::tempdir().unwrap();
-        let (staging, _) = StagingDir::open(&root.path().join("s")).unwrap();
-        staging.create("ID", &Key::new("ü/".repeat(300))).unwrap();
     }
 
     /// Were it told by the time alone, writes within one tick of the clock (4 ms) would be lost.

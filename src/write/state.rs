@@ -6,6 +6,8 @@
 use std::time::SystemTime;
 
 use super::extents::Extents;
+use super::intent::CloseId;
+use super::quarantine::Why;
 use super::staging::Mark;
 use crate::bucket::Metadata;
 use crate::types::{ETag, Key};
@@ -100,6 +102,11 @@ pub(super) struct State {
     /// The last object that we made.
     pub published: Option<Uploaded>,
     pub discarded: bool,
+    /// The journal's entry that stands for it, and the CRC64NVME of what was acknowledged: if it is
+    /// dropped dirty it stays where it is.
+    pub kept: Option<(CloseId, u64)>,
+    /// What to say of it in quarantine.
+    pub why: Why,
     pub ahead: Ahead,
     /// The modification time to show, and in passthrough mode the time on disk for which it stands.
     pub modified: SystemTime,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::error::WriteError;
+use super::intent::{Begun, BegunPart};
 use super::parts::SentPart;
 use super::state::Sum;
 use crate::bucket::Metadata;
@@ -28,6 +29,20 @@ pub(super) struct Multipart {
 }
 
 impl Multipart {
+    /// An upload that a dead daemon had begun. What it had on its way may still arrive, but never
+    /// other bytes: the content is the same.
+    pub fn resumed(key: Key, begun: &Begun) -> Self {
+        let (id, metadata) = (begun.upload.clone(), Metadata::new());
+        let target = Target { key, metadata, id, unanswered: Mutex::default() };
+        let count = begun.parts.keys().next_back().map_or(0, |last| *last as usize + 1);
+        let mut sent = vec![None; count];
+        for (index, part) in &begun.parts {
+            let BegunPart { etag, len, crc } = part.clone();
+            sent[*index as usize] = Some(SentPart { etag, len, crc: Some(crc) });
+        }
+        Self { target: Arc::new(target), sent }
+    }
+
     /// Part `index` is about to be read anew: whatever becomes of it, the old one counts no more.
     pub fn forget(&mut self, index: u32) {
         self.sent.resize(self.sent.len().max(index as usize + 1), None);

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use trialfs::bucket::Bucket;
 use trialfs::checkpoint::rules::Table;
 use trialfs::clock::{Clock, ulid};
+use trialfs::config::Durability;
 use trialfs::fs::error::Errno;
 use trialfs::fs::{Caller, CheckpointConfig, Closer, Fs, FsConfig, Replace, SetMode};
 use trialfs::read::{ReadConfig, Reader};
@@ -146,6 +147,7 @@ impl Mount {
             read_only: false,
             strict: false,
             passthrough: false,
+            durability: Durability::Close,
             mount_id: self.id.clone(),
             scratch_dir,
             inodes_max: 1_000_000,

@@ -14,7 +14,7 @@ use crate::checkpoint::rules::Torn;
 use crate::fs::Fs;
 use crate::fs::error::Errno;
 use crate::types::{ETag, Ino, Kind};
-use crate::write::Prepared;
+use crate::write::{Prepared, Why};
 
 /// How a round of commits ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,7 +223,10 @@ impl Fs {
         }
         drop(namespace);
         if etag.is_none() && current {
+            self.leave_journal_soon(&file);
             file.state.lock().staged = None;
+        } else if let (Some(staged), Some(_)) = (&staged, etag) {
+            self.closed_went_up(&file, staged);
         }
         self.reader.forget(&prepared.key);
         self.settle(ino, &file);
@@ -342,6 +345,7 @@ impl Fs {
     async fn lose_file(&self, ino: Ino) {
         let file = self.handles.shared(ino);
         let io = file.io.lock().await;
+        self.give_up_closed(&file, Why::NotCommitted);
         {
             let mut namespace = self.namespace.lock();
             let mut state = file.state.lock();

@@ -178,7 +178,9 @@ impl Fs {
         for (ino, file) in self.handles.all_files() {
             let (writers, bad) = {
                 let state = file.state.lock();
-                (state.writers as usize, state.failed.is_some())
+                // What was closed here and is not in the store yet is not whole there.
+                let unprepared = state.acknowledged.is_some_and(|now| now.unprepared);
+                (state.writers as usize + usize::from(unprepared), state.failed.is_some())
             };
             if (writers > 0 || bad) && self.namespace.lock().is_below(ino, root) {
                 open += writers;

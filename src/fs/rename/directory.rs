@@ -22,6 +22,7 @@ impl Fs {
         unasked: Option<Replace>,
     ) -> Result<(), Errno> {
         self.flush_records().await; // the records move as objects
+        self.wait_below(plan.ino).await?;
         let _tree = self.tree.write().await;
         let mut plan = self.with_keys(plan)?;
         if plan.from == plan.to {

@@ -1,0 +1,302 @@
+//! What an earlier daemon acknowledged and did not upload: it goes to the bucket before the mount
+//! answers, so that nobody sees a tree without it.
+//!
+//! Owns the conditions under which it goes, and what becomes of what has no place any more. Does
+//! not own what is still there of it (`write`), nor the order (`write::Queue`).
+//!
+//! What must hold:
+//! 1. Nothing newer is overwritten: a file goes up only over what it replaced. Where the bucket has
+//!    something else, it is ours after all (its answer was lost) if size and CRC64NVME are the same;
+//!    else the file goes to quarantine.
+//! 2. No file shows before what was closed before it was opened; no commit record before what it
+//!    may point to.
+//! 3. A file of a checkpoint directory that was not committed goes to quarantine: the transaction
+//!    is lost as a whole.
+//! 4. What the store can't take now stays in the journal, for the next mount.
+//!
+//! Cost: an upload for each file; a HEAD and a GET more where the bucket has something else.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+
+use super::Fs;
+use super::waiting::role_of;
+use crate::bucket::{BucketError, Condition, Metadata};
+use crate::namespace::attrs::{AttrsRecord, RECORD_BYTES_MAX, Recorded, record_key};
+use crate::types::{ETag, Key};
+use crate::write::{Adopted, Before, CloseId, Intent, Next, Queue, Staged, Why, WriteError};
+
+/// Files on their way at a time.
+const UPLOADS_MAX: usize = 16;
+/// An object is compared in pieces of this size.
+const COMPARE_BYTES: u64 = 8 << 20;
+
+/// What became of what an earlier daemon left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Recovered {
+    /// Uploaded now, or found to be in the bucket.
+    pub files: u64,
+    pub bytes: u64,
+    /// Put in quarantine: they had no place any more.
+    pub quarantined: u64,
+    /// Still in the journal: the store could not take them now.
+    pub left: u64,
+}
+
+/// What a file is to replace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Base {
+    Absent,
+    Version(ETag),
+    /// What it was written over is not what the bucket has.
+    Conflict,
+}
+
+/// How one file came out.
+enum Outcome {
+    InBucket(ETag),
+    /// It is here no more; what the next version of it is to replace.
+    Gone(Base),
+    Quarantined,
+    Left,
+}
+
+impl Fs {
+    /// Uploads what the journal has. To be called once, before anything else is asked of the file
+    /// system.
+    pub async fn recover(&self) -> Recovered {
+        let intents = self.writer.left();
+        let mut done = Recovered::default();
+        if let Some(last) = intents.last() {
+            self.waiting.begin_after(last.id);
+            done = self.recover_all(intents).await;
+            tracing::info!(?done, "an earlier daemon's acknowledged files");
+        }
+        *self.recovered.lock() = done;
+        done
+    }
+
+    async fn recover_all(&self, intents: Vec<Intent>) -> Recovered {
+        let mut done = Recovered::default();
+        if self.config.read_only {
+            done.left = intents.len() as u64;
+            return done;
+        }
+        let mut queue = Queue::default();
+        let mut all: BTreeMap<CloseId, Intent> = BTreeMap::new();
+        for intent in intents {
+            let role = role_of(&intent.key, intent.in_transaction);
+            queue.closed(intent.id, intent.key.clone(), intent.opened, role);
+            all.insert(intent.id, intent);
+        }
+        let mut bases: HashMap<CloseId, Base> = HashMap::new();
+        let mut attributes = Vec::new();
+        let mut running = FuturesUnordered::new();
+        loop {
+            while running.len() < UPLOADS_MAX
+                && let Some(next) = queue.next_ready()
+            {
+                match next {
+                    Next::Refuse(_) => done.left += 1,
+                    Next::Upload(id) => {
+                        let intent = &all[&id];
+                        let base = base_of(intent, &bases);
+                        running.push(async move { (intent, self.recover_one(intent, base).await) });
+                    }
+                }
+            }
+            let Some((intent, outcome)) = running.next().await else {
+                return self.end(done, attributes).await;
+            };
+            match outcome {
+                Outcome::InBucket(etag) => {
+                    (done.files, done.bytes) = (done.files + 1, done.bytes + intent.size);
+                    attributes.push((intent.key.clone(), etag.clone(), intent.attributes.clone()));
+                    bases.insert(intent.id, Base::Version(etag));
+                }
+                Outcome::Gone(base) => drop(bases.insert(intent.id, base)),
+                Outcome::Quarantined => {
+                    done.quarantined += 1;
+                    bases.insert(intent.id, Base::Conflict);
+                }
+                Outcome::Left => {
+                    done.left += 1;
+                    queue.failed(intent.id);
+                    bases.insert(intent.id, Base::Conflict);
+                    continue;
+                }
+            }
+            queue.done(intent.id);
+        }
+    }
+
+    async fn end(
+        &self,
+        done: Recovered,
+        attributes: Vec<(Key, ETag, serde_json::Value)>,
+    ) -> Recovered {
+        let mut by_directory: HashMap<String, BTreeMap<String, Recorded>> = HashMap::new();
+        for (key, etag, value) in attributes {
+            let Ok(recorded) = serde_json::from_value::<Recorded>(value) else { continue };
+            let at = key.as_str().rfind('/').map_or(0, |slash| slash + 1);
+            let (directory, name) = key.as_str().split_at(at);
+            let entry = Recorded { etag: Some(etag), ..recorded };
+            by_directory.entry(directory.to_owned()).or_default().insert(name.to_owned(), entry);
+        }
+        for (directory, entries) in by_directory {
+            if let Err(error) = self.add_to_record(&directory, entries).await {
+                tracing::warn!(directory, %error, "attributes of recovered files are lost");
+            }
+        }
+        done
+    }
+
+    async fn add_to_record(
+        &self,
+        directory: &str,
+        entries: BTreeMap<String, Recorded>,
+    ) -> Result<(), BucketError> {
+        let key = Key::new(record_key(directory, &self.config.mount_id));
+        let mut all = match self.bucket.get_bytes(&key, 0..RECORD_BYTES_MAX, None).await {
+            Ok((_, body)) => AttrsRecord::parse(&body).map(|r| r.entries).unwrap_or_default(),
+            Err(BucketError::NotFound) => BTreeMap::new(),
+            Err(error) => return Err(error),
+        };
+        all.extend(entries);
+        let record = AttrsRecord::new(&self.config.mount_id, self.clock.random(), all);
+        let body = record.to_json().into();
+        self.bucket.put(&key, body, &Condition::Always, &Metadata::new()).await.map(drop)
+    }
+
+    async fn recover_one(&self, intent: &Intent, base: Base) -> Outcome {
+        let result = match self.writer.adopt(intent).await {
+            Ok(Adopted::Here(staged)) if intent.in_transaction => {
+                self.recover_hidden(intent, staged).await
+            }
+            Ok(Adopted::Here(staged)) => self.recover_file(intent, staged, base).await,
+            Ok(Adopted::InBucket | Adopted::Changed) => self.recover_base(intent, base).await,
+            Err(error) => Err(error),
+        };
+        result.unwrap_or_else(|error| {
+            tracing::error!(key = %intent.key, %error, "not recovered; it stays in the journal");
+            Outcome::Left
+        })
+    }
+
+    async fn recover_file(
+        &self,
+        intent: &Intent,
+        staged: Arc<Staged>,
+        base: Base,
+    ) -> Result<Outcome, WriteError> {
+        let can = self.bucket.capabilities();
+        let condition = match base {
+            Base::Absent if can.create_if_absent => Some(Condition::IfAbsent),
+            Base::Version(etag) if can.replace_if_match => Some(Condition::IfMatch(etag)),
+            // Without conditions it is asked before: better than never.
+            base => (self.base_now(&intent.key).await? == base).then_some(Condition::Always),
+        };
+        let uploaded = match &condition {
+            Some(condition) => staged.upload(condition).await.map(|uploaded| uploaded.etag),
+            None => Err(BucketError::Precondition.into()),
+        };
+        let etag = match uploaded {
+            Ok(etag) => etag,
+            Err(WriteError::Bucket(BucketError::Precondition | BucketError::NotFound)) => {
+                match self.is_in_bucket(intent).await? {
+                    Some(etag) => etag,
+                    None => {
+                        self.writer.set_aside(staged, Why::ChangedElsewhere).await?;
+                        return Ok(Outcome::Quarantined);
+                    }
+                }
+            }
+            Err(error) => return Err(error),
+        };
+        self.spent(intent, staged, etag.clone());
+        Ok(Outcome::InBucket(etag))
+    }
+
+    /// The entry goes, and so does the staged file.
+    fn spent(&self, intent: &Intent, staged: Arc<Staged>, etag: ETag) {
+        staged.keep_no_more();
+        staged.discard();
+        if let Some(journal) = self.writer.journal_if_any() {
+            journal.published(intent.id, etag);
+        }
+    }
+
+    /// A file of a checkpoint directory: it was published with it, or is lost with it.
+    async fn recover_hidden(
+        &self,
+        intent: &Intent,
+        staged: Arc<Staged>,
+    ) -> Result<Outcome, WriteError> {
+        match self.is_in_bucket(intent).await? {
+            Some(etag) => {
+                self.spent(intent, staged, etag.clone());
+                Ok(Outcome::Gone(Base::Version(etag)))
+            }
+            None => {
+                self.writer.set_aside(staged, Why::NotCommitted).await?;
+                Ok(Outcome::Quarantined)
+            }
+        }
+    }
+
+    /// What the next version of a file is to replace, of which this one is here no more: what this
+    /// one made if it went up, else what it was to replace.
+    async fn recover_base(&self, intent: &Intent, base: Base) -> Result<Outcome, WriteError> {
+        let base = match self.is_in_bucket(intent).await? {
+            Some(etag) => Base::Version(etag),
+            None if self.base_now(&intent.key).await? == base => base,
+            None => Base::Conflict,
+        };
+        if let Some(journal) = self.writer.journal_if_any() {
+            journal.remove_soon(vec![intent.id]);
+        }
+        Ok(Outcome::Gone(base))
+    }
+
+    async fn base_now(&self, key: &Key) -> Result<Base, BucketError> {
+        match self.bucket.head(key).await {
+            Ok(info) => Ok(Base::Version(info.etag)),
+            Err(BucketError::NotFound) => Ok(Base::Absent),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The object, if it has the very bytes.
+    async fn is_in_bucket(&self, intent: &Intent) -> Result<Option<ETag>, BucketError> {
+        let info = match self.bucket.head(&intent.key).await {
+            Ok(info) if info.size == intent.size => info,
+            Ok(_) | Err(BucketError::NotFound | BucketError::WrongKind) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
+        let mut at = 0;
+        while at < info.size {
+            let range = at..(at + COMPARE_BYTES).min(info.size);
+            match self.bucket.get_bytes(&intent.key, range, Some(&info.etag)).await {
+                Ok((_, body)) if !body.is_empty() => {
+                    digest.update(&body);
+                    at += body.len() as u64;
+                }
+                Ok(_) | Err(BucketError::NotFound | BucketError::Precondition) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((digest.finalize() == intent.crc).then_some(info.etag))
+    }
+}
+
+fn base_of(intent: &Intent, bases: &HashMap<CloseId, Base>) -> Base {
+    match &intent.before {
+        Before::Absent => Base::Absent,
+        Before::Version(etag) => Base::Version(etag.clone()),
+        Before::Closed(id) => bases.get(id).cloned().unwrap_or(Base::Absent),
+    }
+}

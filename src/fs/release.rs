@@ -1,0 +1,162 @@
+//! What becomes of a file when its descriptors go: published, torn, kept at hand for the next open.
+//!
+//! Owns the release of handles and what rests here after it. Does not own the upload (`sync`,
+//! `acknowledge`).
+
+use super::Fs;
+use super::checkpoints::commit::Root;
+use super::error::Errno;
+use super::handles::{FileHandle, Handle, OpenFile};
+use crate::types::Ino;
+
+/// Files whose staged content is kept after close, for the next open: how many, and how large each.
+const RESTING_MAX: usize = 64;
+const RESTING_BYTES_MAX: u64 = 256 << 20;
+impl Fs {
+    /// The last descriptor of a handle is gone.
+    pub async fn release(&self, handle: u64) {
+        let Some(Handle::File(open)) = self.handles.remove(handle) else { return };
+        let last_writer = {
+            let mut state = open.file.state.lock();
+            *state.count(open.mode) -= 1;
+            state.writers -= u32::from(open.writable);
+            if state.handles() == 0 {
+                (state.small, state.passing) = (None, None);
+            }
+            open.writable && state.writers == 0
+        };
+        if last_writer {
+            self.last_writer_gone(&open).await;
+            self.writer_is_gone_from(open.ino);
+        }
+        let io = open.file.io.lock().await;
+        self.settle(open.ino, &open.file);
+        drop(io);
+        let mut namespace = self.namespace.lock();
+        if let Some(inode) = namespace.get_mut(open.ino) {
+            inode.opens = inode.opens.saturating_sub(1);
+        }
+        namespace.drop_if_unused(open.ino);
+        drop(namespace);
+        let ino = open.ino;
+        drop(open);
+        self.handles.tidy(ino);
+    }
+
+    async fn last_writer_gone(&self, open: &FileHandle) {
+        if open.file.state.lock().torn {
+            return self.tear(open.ino, &open.file).await;
+        }
+        let _tree = self.tree.read().await;
+        let _io = open.file.io.lock().await;
+        // Somebody may have opened it since, and emptied it: what that makes of it is published at
+        // its own close.
+        if open.file.state.lock().writers > 0 {
+            return;
+        }
+        let staged = open.file.state.lock().staged.clone();
+        let checked = match staged {
+            // What waits for the bucket is compared with what was acknowledged.
+            Some(staged) if !open.file.is_acknowledged() => {
+                staged.recheck().await.map_err(Errno::from)
+            }
+            _ => Ok(()),
+        };
+        let synced = match self.acknowledges_locally() {
+            true => self.close_again(open.ino, &open.file).await,
+            false => self.sync_locked(open.ino, &open.file).await,
+        };
+        if let Err(error) = checked.and(synced) {
+            tracing::error!(ino = open.ino.0, %error, "not uploaded at its release");
+        }
+    }
+
+    /// What a killed process left of a file goes to the quarantine; the file is what it was before.
+    async fn tear(&self, ino: Ino, file: &OpenFile) {
+        if let Some(place) = self.writing_place(ino) {
+            let staged = {
+                let mut state = file.state.lock();
+                state.torn = false;
+                if state.holds_acknowledged() {
+                    return;
+                }
+                state.staged.clone()
+            };
+            // A killed child that had inherited the descriptor tears nothing that was closed well.
+            if staged.is_none_or(|staged| staged.is_prepared() || !staged.is_dirty()) {
+                return;
+            }
+            if let Err(error) = self.tear_transaction(&place.checkpoint, Root::Goes).await {
+                tracing::warn!(ino = ino.0, %error, "others will see by its lease that it is torn");
+            }
+            return;
+        }
+        let _io = file.quiet().await;
+        let Some(staged) = self.take_torn(file) else { return };
+        let mut namespace = self.namespace.lock();
+        tracing::warn!(ino = ino.0, key = ?namespace.key(ino), "torn: its writer was killed");
+        drop(staged); // dirty and let go: the write path quarantines it
+        if file.state.lock().staged.is_some() {
+            return; // an acknowledged version waits for the bucket
+        }
+        let Some(inode) = namespace.get_mut(ino) else { return };
+        inode.staged = false;
+        inode.checked = None;
+        let (in_bucket, parent) = (inode.object.is_some(), inode.parent);
+        if !in_bucket {
+            namespace.detach(ino);
+            namespace.touch_directory(parent, self.wall());
+        }
+    }
+
+    /// When nobody writes a file any more and the bucket has it, the bucket says what it is. The
+    /// staged content rests a while for the next open. The caller holds `io`.
+    pub(super) fn settle(&self, ino: Ino, file: &OpenFile) {
+        let mut namespace = self.namespace.lock();
+        let mut state = file.state.lock();
+        let Some(staged) = state.staged.clone() else { return };
+        let Some(inode) = namespace.get_mut(ino) else {
+            return state.staged = None;
+        };
+        if !inode.linked {
+            if state.handles() == 0 {
+                if !state.lost {
+                    staged.discard();
+                }
+                state.staged = None;
+                inode.staged = false;
+            }
+            return;
+        }
+        // What a running upload makes is known to the inode before the bucket says what it is.
+        if state.writers > 0 || state.uploading > 0 || staged.is_dirty() {
+            return;
+        }
+        inode.staged = false;
+        let small = staged.size().is_ok_and(|size| size <= RESTING_BYTES_MAX);
+        if state.handles() == 0 && !(small && staged.is_complete()) {
+            state.staged = None;
+        }
+        drop((state, namespace));
+        self.rest(ino);
+    }
+
+    fn rest(&self, ino: Ino) {
+        let oldest = {
+            let mut resting = self.resting.lock();
+            resting.retain(|other| *other != ino);
+            resting.push_back(ino);
+            if resting.len() > RESTING_MAX { resting.pop_front() } else { None }
+        };
+        let Some(oldest) = oldest else { return };
+        let Some(file) = self.handles.shared_if_any(oldest) else { return };
+        let mut state = file.state.lock();
+        let idle = state.handles() == 0 && file.io.try_lock().is_ok();
+        if idle && state.staged.as_ref().is_some_and(|staged| !staged.is_dirty()) {
+            state.staged = None;
+        }
+        drop(state);
+        drop(file);
+        self.handles.tidy(oldest);
+    }
+}

@@ -1,0 +1,583 @@
+//! Files that were acknowledged from the local disk and wait for the bucket
+//! (`--durability local`).
+//!
+//! Owns their uploads: which run, what follows of each, and who waits for them. Does not own the
+//! order (`write::Queue`, pure), the acknowledging (`acknowledge`), nor what a dead daemon left
+//! (`recovery`).
+//!
+//! What must hold:
+//! 1. An entry of the journal goes once its bytes are in the bucket, a later close of the file
+//!    stands in it, or its user removed the file: whoever removes or renames a file waits until
+//!    that is on the disk.
+//! 2. What was acknowledged does not change before it is in the bucket: who opens such a file to
+//!    write it gets a copy, or waits.
+//! 3. An upload holds no inode's `io`. Whoever changes a name or an object takes it by
+//!    [`OpenFile::quiet`], and so waits for the upload that runs.
+//! 4. A failure sticks to its file, holds nobody else up, and is tried again while the store was
+//!    only away, and at unmount: then only over what the file replaced.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::Fs;
+use super::error::Errno;
+use super::handles::OpenFile;
+use crate::bucket::Condition;
+use crate::checkpoint::rules::pointers::CommitRecord;
+use crate::types::{ETag, Ino, Key};
+use crate::write::{Before, CloseId, Next, Queue, Role, Staged, Uploaded, Why, WriteError};
+
+/// Uploads of closed files at a time; parts have a bound of their own.
+const UPLOADS_MAX: usize = 16;
+/// With so many files waiting, a close waits for the bucket: each holds an inode and a descriptor.
+pub(super) const FILES_MAX: usize = 10_000;
+/// How long after a failure that may pass the files that failed are tried again.
+const RETRY_S: Duration = Duration::from_secs(30);
+
+/// What waits.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    state: Mutex<State>,
+    /// Changes whenever something is done or has failed.
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: Queue,
+    jobs: BTreeMap<CloseId, Job>,
+    running: usize,
+    retry_planned: bool,
+}
+
+/// One closed file.
+#[derive(Debug, Clone)]
+pub(super) struct Job {
+    pub ino: Ino,
+    pub file: Arc<OpenFile>,
+    /// The very version.
+    pub staged: Arc<Staged>,
+    pub before: Before,
+    state: JobState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum JobState {
+    Queued,
+    Running,
+    /// It failed once: another node may have changed the object since.
+    Failed,
+    /// Its parts are in the store, and its checkpoint directory is not published yet.
+    Prepared,
+    /// A later close of the file stands for it; only its entry is left.
+    Superseded,
+}
+
+/// The version of an open file that waits.
+#[derive(Debug, Clone, Copy)]
+pub struct Acknowledged {
+    pub id: CloseId,
+    pub stamp: crate::write::Stamp,
+    /// In a checkpoint directory: its parts are not in the store yet.
+    pub unprepared: bool,
+    /// It was written since, though no time of the file's says so.
+    pub stale: bool,
+}
+
+/// How an upload ended.
+enum Outcome {
+    InBucket(ETag),
+    Prepared,
+    /// Nothing of it is wanted any more.
+    Gone,
+}
+
+impl Waiting {
+    pub fn new() -> Self {
+        Self { state: Mutex::default(), changed: watch::Sender::new(0) }
+    }
+
+    /// What a file that is opened now comes after.
+    pub fn now(&self) -> CloseId {
+        self.state.lock().queue.now()
+    }
+
+    pub fn number(&self) -> CloseId {
+        self.state.lock().queue.number()
+    }
+
+    /// Before the first close: it comes after those an earlier daemon left.
+    pub fn begin_after(&self, last: CloseId) {
+        self.state.lock().queue = Queue::after(last);
+    }
+
+    pub fn len(&self) -> usize {
+        self.state.lock().queue.len()
+    }
+
+    /// Waits until all that was closed up to `opened` is in the bucket or has failed.
+    async fn published(&self, opened: CloseId) {
+        let mut changed = self.changed.subscribe();
+        while !self.state.lock().queue.is_published(opened) {
+            let _ = changed.changed().await; // the sender is ours
+        }
+    }
+
+    fn tell(&self) {
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// The entries of one file, with what each replaced.
+    pub fn of(&self, file: &OpenFile) -> Vec<(CloseId, Job)> {
+        let state = self.state.lock();
+        let jobs = state.jobs.iter().filter(|(_, job)| std::ptr::eq(&*job.file, file));
+        jobs.map(|(id, job)| (*id, job.clone())).collect()
+    }
+}
+
+impl Job {
+    pub fn new(ino: Ino, file: Arc<OpenFile>, staged: Arc<Staged>, before: Before) -> Self {
+        Self { ino, file, staged, before, state: JobState::Queued }
+    }
+
+    pub fn was_begun(&self) -> bool {
+        matches!(self.state, JobState::Running | JobState::Failed)
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.state == JobState::Failed
+    }
+
+    pub fn is_superseded(&self) -> bool {
+        self.state == JobState::Superseded
+    }
+}
+
+impl Fs {
+    /// Enters an acknowledged file; earlier closes of the file in `superseded` go up no more.
+    pub(super) fn enter(
+        &self,
+        id: CloseId,
+        opened: CloseId,
+        (key, role): (Key, Role),
+        job: Job,
+        superseded: &[(CloseId, Superseded)],
+    ) {
+        let mut state = self.waiting.state.lock();
+        for (old, how) in superseded {
+            state.queue.done(*old);
+            match (how, state.jobs.get_mut(old)) {
+                (Superseded::EntryStays, Some(job)) => job.state = JobState::Superseded,
+                (Superseded::EntryGone, _) => drop(state.jobs.remove(old)),
+                (Superseded::EntryStays, None) => {}
+            }
+        }
+        state.queue.closed(id, key, opened, role);
+        state.jobs.insert(id, job);
+        drop(state);
+        self.waiting.tell();
+        self.start_uploads();
+    }
+
+    /// Starts what may go up now.
+    pub(super) fn start_uploads(&self) {
+        loop {
+            let (next, job, again) = {
+                let mut state = self.waiting.state.lock();
+                if state.running >= UPLOADS_MAX {
+                    return;
+                }
+                let Some(next) = state.queue.next_ready() else { return };
+                let (Next::Upload(id) | Next::Refuse(id)) = next;
+                let Some(job) = state.jobs.get_mut(&id) else {
+                    state.queue.done(id);
+                    continue;
+                };
+                let again = job.state == JobState::Failed;
+                job.state = JobState::Running;
+                let job = job.clone();
+                state.running += 1;
+                (next, job, again)
+            };
+            let Some(me) = self.me.upgrade() else { return };
+            tokio::spawn(async move {
+                let (id, result) = match next {
+                    Next::Upload(id) => (id, me.upload_closed(id, &job, again).await),
+                    Next::Refuse(id) => (id, Err(Errno::EIO)),
+                };
+                me.ended(id, &job, result).await;
+            });
+        }
+    }
+
+    async fn upload_closed(&self, id: CloseId, job: &Job, again: bool) -> Result<Outcome, Errno> {
+        let _tree = self.tree.read().await;
+        let io = job.file.io.lock().await;
+        if !self.waiting.state.lock().jobs.contains_key(&id) {
+            return Ok(Outcome::Gone);
+        }
+        let current = job.is_current();
+        if current && self.writing_place(job.ino).is_some() {
+            if again {
+                job.file.state.lock().failed = None;
+            }
+            self.sync_locked(job.ino, &job.file).await?;
+            return Ok(Outcome::Prepared);
+        }
+        if current && self.to_upload(job.ino, &job.file).is_none() {
+            let made = job.staged.last_uploaded();
+            return Ok(made.map_or(Outcome::Gone, |made| Outcome::InBucket(made.etag)));
+        }
+        if current && job.file.state.lock().short {
+            return Err(Errno::ENOSPC);
+        }
+        let condition = if again { self.unless_changed(job.ino) } else { Condition::Always };
+        job.file.state.lock().uploading += 1;
+        // Let go after what follows of the upload is known: else who waits for it would find the
+        // object in the bucket and not in the inode, and leave it there under the old name.
+        let uploading = Uploading(&job.file);
+        drop(io);
+        let key = self.namespace.lock().key(job.ino);
+        self.complete_copies(|source| key.as_ref() == Some(source)).await;
+        let result = job.staged.upload(&condition).await;
+        let io = job.file.io.lock().await;
+        let outcome = self.learn_upload(job, key.as_ref(), result);
+        drop(uploading);
+        drop(io);
+        outcome
+    }
+
+    /// The caller holds the inode's `io`.
+    fn learn_upload(
+        &self,
+        job: &Job,
+        key: Option<&Key>,
+        result: Result<Uploaded, WriteError>,
+    ) -> Result<Outcome, Errno> {
+        match result {
+            Ok(uploaded) => {
+                let etag = uploaded.etag.clone();
+                if job.is_current() {
+                    job.file.state.lock().failed = None;
+                    self.uploaded(job.ino, &job.staged, uploaded);
+                } else {
+                    self.earlier_version_uploaded(job.ino, etag.clone());
+                }
+                Ok(Outcome::InBucket(etag))
+            }
+            Err(error) => {
+                let key = key.map(Key::as_str).unwrap_or_default();
+                tracing::error!(key, %error, "an acknowledged file could not be uploaded");
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The bucket has a version that is being written over here.
+    fn earlier_version_uploaded(&self, ino: Ino, etag: ETag) {
+        let mut namespace = self.namespace.lock();
+        let key = namespace.key(ino);
+        if let Some(inode) = namespace.get_mut(ino).filter(|inode| inode.linked) {
+            inode.object = Some(etag);
+        }
+        namespace.touch(ino, self.clock.now());
+        drop(namespace);
+        key.iter().for_each(|key| self.reader.forget(key));
+    }
+
+    /// What follows of an upload.
+    async fn ended(&self, id: CloseId, job: &Job, result: Result<Outcome, Errno>) {
+        let io = job.file.io.lock().await;
+        match result {
+            Ok(Outcome::InBucket(etag)) => self.closed_is_in_bucket(id, &job.file, etag),
+            Ok(Outcome::Prepared) => self.closed_is_prepared(id, &job.file),
+            Ok(Outcome::Gone) => self.forget_closed(id),
+            Err(errno) => {
+                let mut state = self.waiting.state.lock();
+                state.queue.failed(id);
+                if let Some(job) = state.jobs.get_mut(&id)
+                    && !job.is_superseded()
+                {
+                    job.state = JobState::Failed;
+                }
+                drop(state);
+                let mut state = job.file.state.lock();
+                if state.acknowledged.is_some_and(|now| now.id == id) {
+                    state.fail(errno);
+                    drop(state);
+                    self.plan_retry();
+                }
+            }
+        }
+        self.waiting.state.lock().running -= 1;
+        self.waiting.tell();
+        self.settle(job.ino, &job.file);
+        drop(io);
+        self.start_uploads();
+        self.handles.tidy(job.ino);
+    }
+
+    /// The entry goes, and with it those of earlier closes that it stands for. The caller holds the
+    /// inode's `io`.
+    fn closed_is_in_bucket(&self, id: CloseId, file: &OpenFile, etag: ETag) {
+        let Some(journal) = self.writer.journal_if_any() else { return };
+        let older: Vec<CloseId> = {
+            let mut state = self.waiting.state.lock();
+            let older = state
+                .jobs
+                .range(..id)
+                .filter(|(_, job)| std::ptr::eq(&*job.file, file) && job.is_superseded());
+            let older: Vec<CloseId> = older.map(|(id, _)| *id).collect();
+            for id in older.iter().chain([&id]) {
+                state.queue.done(*id);
+                if let Some(job) = state.jobs.remove(id) {
+                    job.staged.kept_no_more(*id);
+                }
+            }
+            older
+        };
+        journal.published(id, etag);
+        journal.remove_soon(older);
+        let mut state = file.state.lock();
+        state.acknowledged.take_if(|now| now.id == id);
+        state.aside.retain(|(aside, _)| *aside != id);
+        drop(state);
+        self.waiting.tell();
+    }
+
+    /// What was acknowledged of a file has gone up, whoever asked for it. The caller holds `io`.
+    pub(super) fn closed_went_up(&self, file: &OpenFile, staged: &Staged) {
+        let Some(now) = file.state.lock().acknowledged else { return };
+        match staged.last_uploaded() {
+            Some(made) if !staged.is_dirty() => self.closed_is_in_bucket(now.id, file, made.etag),
+            _ if staged.is_prepared() => self.closed_is_prepared(now.id, file),
+            _ => {}
+        }
+    }
+
+    /// It goes up no more, but its entry stays until a later close of the file is entered.
+    pub(super) fn hold_back(&self, id: CloseId) {
+        let mut state = self.waiting.state.lock();
+        state.queue.done(id);
+        if let Some(job) = state.jobs.get_mut(&id) {
+            job.state = JobState::Superseded;
+        }
+        drop(state);
+        self.waiting.tell();
+    }
+
+    fn closed_is_prepared(&self, id: CloseId, file: &OpenFile) {
+        let mut waiting = self.waiting.state.lock();
+        waiting.queue.done(id);
+        if let Some(job) = waiting.jobs.get_mut(&id) {
+            job.state = JobState::Prepared;
+        }
+        drop(waiting);
+        if let Some(now) = file.state.lock().acknowledged.as_mut().filter(|now| now.id == id) {
+            now.unprepared = false;
+        }
+    }
+
+    pub(super) fn forget_closed(&self, id: CloseId) {
+        let mut state = self.waiting.state.lock();
+        state.queue.done(id);
+        let job = state.jobs.remove(&id);
+        drop(state);
+        if let Some(job) = job {
+            job.staged.kept_no_more(id);
+            job.file.state.lock().acknowledged.take_if(|now| now.id == id);
+        }
+        if let Some(journal) = self.writer.journal_if_any() {
+            journal.remove_soon(vec![id]);
+        }
+    }
+
+    /// The file has no place in the journal any more: it was removed, renamed or uploaded by other
+    /// means, or is lost with its checkpoint. Returns once that is on the disk; at once if it had
+    /// none. The caller holds the inode's `io`.
+    pub(super) async fn leave_journal(&self, file: &OpenFile) -> Result<(), Errno> {
+        let ids = self.take_out(file);
+        match self.writer.journal_if_any() {
+            Some(journal) if !ids.is_empty() => journal.remove(ids).await.map_err(|_| Errno::EIO),
+            // What was uploaded a moment ago may stand there still, and must not come back.
+            Some(journal) => journal.settled().await.map_err(|_| Errno::EIO),
+            None => Ok(()),
+        }
+    }
+
+    /// The same; nobody waits.
+    pub(super) fn leave_journal_soon(&self, file: &OpenFile) {
+        let ids = self.take_out(file);
+        if let Some(journal) = self.writer.journal_if_any() {
+            journal.remove_soon(ids);
+        }
+    }
+
+    /// What was acknowledged of a file is lost with its checkpoint directory: it goes to quarantine
+    /// once it is let go.
+    pub(super) fn give_up_closed(&self, file: &OpenFile, why: Why) {
+        let jobs = self.waiting.of(file);
+        jobs.iter().for_each(|(_, job)| job.staged.give_up(why));
+        let mut state = file.state.lock();
+        state.staged.iter().for_each(|staged| staged.give_up(why));
+        let aside = std::mem::take(&mut state.aside);
+        drop(state);
+        self.leave_journal_soon(file);
+        drop((jobs, aside));
+    }
+
+    fn take_out(&self, file: &OpenFile) -> Vec<CloseId> {
+        let jobs = self.waiting.of(file);
+        let mut waiting = self.waiting.state.lock();
+        for (id, job) in &jobs {
+            waiting.queue.done(*id);
+            waiting.jobs.remove(id);
+            job.staged.kept_no_more(*id);
+        }
+        drop(waiting);
+        let mut state = file.state.lock();
+        state.acknowledged = None;
+        let aside = std::mem::take(&mut state.aside);
+        drop(state);
+        aside.iter().for_each(|(_, staged)| staged.discard());
+        if !jobs.is_empty() {
+            self.waiting.tell();
+            self.start_uploads();
+        }
+        jobs.into_iter().map(|(id, _)| id).collect()
+    }
+
+    /// Before a file goes to the bucket by itself: whatever was closed before it was opened has
+    /// arrived, and so have its own earlier versions. Returns at once but under
+    /// `--durability local`.
+    pub(super) async fn wait_turn(&self, file: &OpenFile) {
+        let opened = file.state.lock().opened;
+        self.waiting.published(opened).await;
+        let aside: Vec<CloseId> = file.state.lock().aside.iter().map(|(id, _)| *id).collect();
+        let mut changed = self.waiting.changed.subscribe();
+        while {
+            let state = self.waiting.state.lock();
+            let live = |id: &CloseId| {
+                let job = state.jobs.get(id);
+                job.is_some_and(|j| matches!(j.state, JobState::Queued | JobState::Running))
+            };
+            aside.iter().any(live)
+        } {
+            let _ = changed.changed().await;
+        }
+    }
+
+    /// Waits until what was acknowledged below a directory has gone up; the error of the first that
+    /// could not.
+    pub(super) async fn wait_below(&self, directory: Ino) -> Result<(), Errno> {
+        let mut changed = self.waiting.changed.subscribe();
+        loop {
+            let jobs: Vec<Job> = self.waiting.state.lock().jobs.values().cloned().collect();
+            let below = |job: &&Job| self.namespace.lock().is_below(job.ino, directory);
+            let below: Vec<&Job> = jobs.iter().filter(below).collect();
+            if let Some(failed) = below.iter().find(|job| job.state == JobState::Failed) {
+                let errno = failed.file.state.lock().failed.map_or(Errno::EIO, |f| f.errno);
+                return Err(errno);
+            }
+            let live = |job: &&Job| matches!(job.state, JobState::Queued | JobState::Running);
+            if !below.iter().any(live) {
+                return Ok(());
+            }
+            let _ = changed.changed().await;
+        }
+    }
+
+    /// Waits for one close to be in the bucket or to fail.
+    pub(super) async fn wait_for(&self, id: CloseId) {
+        let mut changed = self.waiting.changed.subscribe();
+        while {
+            let state = self.waiting.state.lock();
+            let job = state.jobs.get(&id);
+            job.is_some_and(|job| matches!(job.state, JobState::Queued | JobState::Running))
+        } {
+            let _ = changed.changed().await;
+        }
+    }
+
+    fn plan_retry(&self) {
+        if std::mem::replace(&mut self.waiting.state.lock().retry_planned, true) {
+            return;
+        }
+        let me = self.me.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(RETRY_S).await;
+            let Some(fs) = me.upgrade() else { return };
+            fs.waiting.state.lock().retry_planned = false;
+            fs.retry_failed();
+        });
+    }
+
+    fn retry_failed(&self) {
+        self.waiting.state.lock().queue.retry();
+        self.start_uploads();
+    }
+
+    /// Uploads all that waits; what failed once more. Returns how many files are left.
+    pub(super) async fn drain_waiting(&self) -> usize {
+        let mut changed = self.waiting.changed.subscribe();
+        let mut retried = false;
+        loop {
+            if self.waiting.state.lock().queue.is_idle() {
+                if retried {
+                    break;
+                }
+                retried = true;
+                self.retry_failed();
+                continue;
+            }
+            let _ = changed.changed().await;
+        }
+        self.waiting.len()
+    }
+
+    /// Whether the file's content waits, as an entry of the journal that is tried at the next mount.
+    pub(super) fn is_kept_for_later(&self, file: &OpenFile) -> bool {
+        let acknowledged = file.state.lock().acknowledged;
+        acknowledged.is_some_and(|now| self.waiting.state.lock().jobs.contains_key(&now.id))
+    }
+}
+
+/// What becomes of the entry of a close that a later one stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Superseded {
+    /// It was removed as the later one was put.
+    EntryGone,
+    /// It was begun, and may be in the bucket: the later one replaces what it made.
+    EntryStays,
+}
+
+impl Job {
+    fn is_current(&self) -> bool {
+        let state = self.file.state.lock();
+        state.staged.as_ref().is_some_and(|staged| Arc::ptr_eq(staged, &self.staged))
+    }
+}
+
+/// While one lives, nobody else changes the object.
+struct Uploading<'a>(&'a OpenFile);
+
+impl Drop for Uploading<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().uploading -= 1;
+        self.0.idle.notify_waiters();
+    }
+}
+
+/// What a closed file is to others.
+pub(super) fn role_of(key: &Key, in_transaction: bool) -> Role {
+    let name = key.as_str().rsplit('/').next().unwrap_or_default();
+    match CommitRecord::of(name) {
+        _ if in_transaction => Role::Hidden,
+        Some(_) => Role::Pointer,
+        None => Role::Data,
+    }
+}
