@@ -213,8 +213,8 @@ impl Mover {
         }
     }
 
-    /// Takes away what a rename that came to nothing left at the new name. Where no mark is, that may
-    /// be a file's, which some stores would delete for a directory.
+    /// Takes away what a rename that came to nothing left at the new name. Where no mark is, that
+    /// may be a file's, which some stores would delete for a directory.
     async fn clear_target(&self) -> Result<(), BucketError> {
         let target = self.ends.target();
         let mark = mark_key(&target, self.id);
