@@ -159,31 +159,6 @@ def test_states_from_dirty_to_torn():
     stop((a, b))
 
 
-def test_accept_torn_commits_what_is_whole_and_a_plain_commit_refuses():
-    prefix, (a, b) = mounts("accept")
-    directory = a.path / "step"
-    fill(directory, "__0_0.distcp", "__0_1.distcp")
-    fill(b.path / "step", "__1_0.distcp")
-    script = (
-        f"d = {str(directory)!r}\n"
-        "import sys\n"
-        "open(d + '/__0_2.distcp', 'wb').write(b'whole' * 100)\n"
-        "f = open(d + '/__0_3.distcp', 'wb'); f.write(b'half'); f.flush()\n"
-        "print('ready', flush=True); sys.stdin.read()\n"
-    )
-    writer = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    writer.stdout.readline()
-    writer.kill()
-    writer.wait()
-    eventually("torn", lambda: state(b.path / "step") == "torn")
-    said = run(support.TRIALFS, "commit", b.path / "step", ok=(1,))
-    assert "--accept-torn" in said.stderr, said.stderr
-    run(support.TRIALFS, "commit", "--accept-torn", b.path / "step")
-    found = names(b.path / "step")
-    assert "__1_0.distcp" in found and "__0_3.distcp" not in found, found
-    stop((a, b))
-
-
 def test_who_writes_on_in_a_save_that_lost_a_part_is_told():
     prefix, (a, b) = mounts("told")
     directory = a.path / "step"
