@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use super::Fs;
 use super::error::Errno;
-use super::handles::OpenFile;
-use super::waiting::{Acknowledged, FILES_MAX, Job, Superseded, role_of};
+use super::handles::{Acknowledged, OpenFile};
+use super::waiting::{FILES_MAX, Job, Superseded, role_of};
 use crate::config::Durability;
 use crate::namespace::attrs::Recorded;
 use crate::types::Ino;

@@ -14,7 +14,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::error::Errno;
-use super::waiting::Acknowledged;
 use crate::checkpoint::record::TxnId;
 use crate::namespace::listing::Listing;
 use crate::namespace::{Asked, inode::SeenEntry};
@@ -123,6 +122,17 @@ pub struct OpenState {
     pub uploading: u32,
     /// A failed upload: sticks until the file is written again, and that is uploaded.
     pub failed: Option<Failure>,
+}
+
+/// The version of an open file that waits for the bucket.
+#[derive(Debug, Clone, Copy)]
+pub struct Acknowledged {
+    pub id: CloseId,
+    pub stamp: Stamp,
+    /// In a checkpoint directory: its parts are not in the store yet.
+    pub unprepared: bool,
+    /// It was written since, though no time of the file's says so.
+    pub stale: bool,
 }
 
 /// An upload that failed.

@@ -6,8 +6,8 @@
 //!
 //! What must hold:
 //! 1. Nothing newer is overwritten: a file goes up only over what it replaced. Where the bucket has
-//!    something else, it is ours after all (its answer was lost) if size and CRC64NVME are the same;
-//!    else the file goes to quarantine.
+//!    something else, it is ours after all (its answer was lost) if size and CRC64NVME are the
+//!    same; else the file goes to quarantine.
 //! 2. No file shows before what was closed before it was opened; no commit record before what it
 //!    may point to.
 //! 3. A file of a checkpoint directory that was not committed goes to quarantine: the transaction

@@ -77,17 +77,6 @@ enum JobState {
     Superseded,
 }
 
-/// The version of an open file that waits.
-#[derive(Debug, Clone, Copy)]
-pub struct Acknowledged {
-    pub id: CloseId,
-    pub stamp: crate::write::Stamp,
-    /// In a checkpoint directory: its parts are not in the store yet.
-    pub unprepared: bool,
-    /// It was written since, though no time of the file's says so.
-    pub stale: bool,
-}
-
 /// How an upload ended.
 enum Outcome {
     InBucket(ETag),
@@ -539,7 +528,8 @@ impl Fs {
         self.waiting.len()
     }
 
-    /// Whether the file's content waits, as an entry of the journal that is tried at the next mount.
+    /// Whether the file's content waits, as an entry of the journal that is tried at the next
+    /// mount.
     pub(super) fn is_kept_for_later(&self, file: &OpenFile) -> bool {
         let acknowledged = file.state.lock().acknowledged;
         acknowledged.is_some_and(|now| self.waiting.state.lock().jobs.contains_key(&now.id))

@@ -1,5 +1,5 @@
-//! Requests run: at once where memory answers, else as tasks, each with a deadline; and the bound on
-//! how many wait.
+//! Requests run: at once where memory answers, else as tasks, each with a deadline; and the bound
+//! on how many wait.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -125,8 +125,8 @@ fn recovery_text(recovered: &Recovered, cache: &Path) -> Vec<String> {
     let mut lines = Vec::new();
     if files > 0 {
         lines.push(format!(
-            "{files} files, {bytes} bytes, that an earlier daemon had acknowledged and not uploaded \
-             are in the bucket now"
+            "{files} files, {bytes} bytes, that an earlier daemon had acknowledged and not \
+             uploaded are in the bucket now"
         ));
     }
     if quarantined > 0 {

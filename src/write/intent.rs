@@ -202,7 +202,8 @@ pub(super) mod tests {
             value[at] ^= change;
             prop_assert_eq!(Intent::decode(CloseId(1), &value), Err(BadIntent::Bytes));
             value.truncate(at);
-            prop_assert!(Intent::decode(CloseId(1), &value).map(|i| i.bytes.is_none()) != Ok(false));
+            let decoded = Intent::decode(CloseId(1), &value);
+            prop_assert!(decoded.map(|intent| intent.bytes.is_none()) != Ok(false));
         }
 
         #[test]
