@@ -49,7 +49,8 @@ pub fn main() -> ExitCode {
     let outcome = expand(std::env::args_os().collect()).and_then(|argv| {
         let cli = match Cli::try_parse_from(&argv) {
             Ok(cli) => cli,
-            Err(e) => e.exit(), // help and version: 0; usage: 2
+            Err(e) if is_plain(&e) => return Err(Failure::Usage(usage_text(&e))),
+            Err(e) => e.exit(), // help and version: 0, help for want of a command: 2
         };
         match cli.command {
             Command::Mount(args) => mount(&args, &argv),
@@ -73,6 +74,21 @@ pub fn main() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// Whether the error is one about the arguments, and not help that was asked for or is due.
+fn is_plain(error: &clap::Error) -> bool {
+    use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand as HelpIsDue;
+    error.use_stderr() && error.kind() != HelpIsDue
+}
+
+/// What is wrong with the arguments, on one line as every other error.
+fn usage_text(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let wrong = text.split("\n\nUsage:").next().unwrap_or(&text);
+    let wrong = wrong.strip_prefix("error: ").unwrap_or(wrong);
+    let wrong = wrong.split("\n\nFor more information").next().unwrap_or(wrong);
+    format!("{}; see --help", wrong.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 fn done(well: bool) -> Result<(), Failure> {
