@@ -210,7 +210,7 @@ async def run(port: int):
     store = Store()
     server = await asyncio.start_server(store.client, "127.0.0.1", port, limit=HEAD_BYTES_MAX, backlog=1024)
     print(json.dumps({"port": server.sockets[0].getsockname()[1]}), flush=True)
-    commands = asyncio.StreamReader()
+    commands = asyncio.StreamReader(limit=1 << 30)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
     while line := await commands.readline():
         print(json.dumps(store.told(json.loads(line))), flush=True)

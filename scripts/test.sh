@@ -39,7 +39,6 @@ failures        600
 faults          900
 limits          600
 disk            300
-hostile         120
 kills           900
 two_mounts      600
 checkpoints     600

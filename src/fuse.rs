@@ -295,7 +295,7 @@ impl Filesystem for Shim {
         let (fs, backings) = (self.fs.clone(), self.backings.clone());
         let truncated = flags.0 & libc::O_TRUNC != 0 && request.uid() != 0;
         let pid = request.pid();
-        self.run(async move {
+        self.requests.run_at_once(async move {
             let opened = bounded(TRANSFER_DEADLINE, fs.open(Ino(ino.0), flags.0, pid)).await;
             let opened = match opened {
                 Ok(opened) => opened,
@@ -320,7 +320,7 @@ impl Filesystem for Shim {
     ) {
         let (fs, backings) = (self.fs.clone(), self.backings.clone());
         let (name, caller, deadline) = (name.to_owned(), caller(request), self.deadline());
-        self.run(async move {
+        self.requests.run_at_once(async move {
             let created = fs.create(Ino(parent.0), &name, mode, flags, caller);
             match bounded(deadline, created).await {
                 Ok((entry, opened)) => reply_created(&fs, &backings, &entry, opened, reply),

@@ -72,7 +72,9 @@ pub enum ReadOnly {
 /// Adds to a refusal what the user can do about it, where the driver did not say.
 fn advise(error: BucketError) -> BucketError {
     match error {
-        BucketError::Denied(text) if !text.contains("check") => {
+        BucketError::Denied(text) | BucketError::Unauthenticated(text)
+            if !text.contains("check") =>
+        {
             BucketError::Denied(format!("{text}; check the credentials and what they allow"))
         }
         error => error,

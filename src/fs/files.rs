@@ -133,7 +133,10 @@ impl Fs {
                 && self.reader.whole_file(version).is_none()
         });
         if !fetch {
-            let begun = match known.filter(|version| version.size > SMALL_BYTES_MAX) {
+            // Where copy_file_range(2) comes to us, this may be a source of which no byte is wanted.
+            let passes = self.passthrough.load(Ordering::Relaxed);
+            let large = known.filter(|version| passes && version.size > SMALL_BYTES_MAX);
+            let begun = match large {
                 Some(version) => self.revalidate_by_reading(ino, &version).await?,
                 None => false,
             };

@@ -9,7 +9,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -225,6 +225,48 @@ pub fn read_range(file: &File, range: &Range<u64>, wait: Wait) -> io::Result<Vec
         }
     }
     Ok(buffer)
+}
+
+/// A file's length and the time of its last change of any kind, to tell whether it changed since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    len: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    pub fn of(file: &File) -> io::Result<Self> {
+        let now = file.metadata()?;
+        Ok(Self { len: now.len(), changed: (now.ctime(), now.ctime_nsec()) })
+    }
+
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+}
+
+/// Whether the first `len` bytes are all in the page cache, so that the disk is not asked for them.
+/// `false` where the kernel can't tell (before Linux 6.5).
+pub fn is_resident(file: &File, len: u64) -> bool {
+    /// `struct cachestat_range` and `struct cachestat` of linux/mman.h, in which pages are counted.
+    #[repr(C)]
+    struct Asked {
+        offset: u64,
+        len: u64,
+    }
+    #[repr(C)]
+    #[derive(Default)]
+    struct Counted {
+        cached: u64,
+        others: [u64; 4],
+    }
+    const CACHESTAT: libc::c_long = 451; // the same number on every architecture
+    let (asked, mut counted) = (Asked { offset: 0, len }, Counted::default());
+    // SAFETY: the descriptor is open, both structs are the kernel's and outlive the call.
+    let result = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &asked, &mut counted, 0) };
+    // SAFETY: sysconf has no preconditions.
+    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+    result == 0 && counted.cached >= len.div_ceil(page)
 }
 
 /// Gives a range's space back; it reads as zeros afterwards.

@@ -64,6 +64,8 @@ struct CacheFile {
     open: Option<Arc<File>>,
     /// What `whole_file` gave out.
     whole: Weak<File>,
+    /// When the file last changed, as it was first given out so.
+    stamp: Option<disk::Stamp>,
 }
 
 type OpenFile = (FileId, Arc<File>);
@@ -119,7 +121,7 @@ impl Entry {
     pub fn reopened(id: FileId, saved: Saved, block_bytes: u64, tick: u64) -> Self {
         let entry = Self::new(saved.version, block_bytes);
         let mut state = entry.state.lock();
-        state.file = Some(CacheFile { id, open: None, whole: Weak::new() });
+        state.file = Some(CacheFile { id, open: None, whole: Weak::new(), stamp: None });
         for (granule, crc) in saved.granules {
             state.presence.add(granule, Some(crc), Origin::Reopened, tick);
         }
@@ -314,7 +316,7 @@ impl Entry {
             let (id, file) = disk.create()?;
             disk.note(&Record::file(id, &self.version));
             let open = Some(Arc::new(file));
-            state.file = Some(CacheFile { id, open, whole: Weak::new() });
+            state.file = Some(CacheFile { id, open, whole: Weak::new(), stamp: None });
         }
         let file = state.open_file(disk)?;
         Ok(if state.presence.arrive(granules) { file } else { None })
@@ -328,13 +330,16 @@ impl Entry {
             return None;
         }
         disk.note(&Record::file(id, &self.version));
-        state.file = Some(CacheFile { id, open: Some(Arc::new(file)), whole: Weak::new() });
+        state.file =
+            Some(CacheFile { id, open: Some(Arc::new(file)), whole: Weak::new(), stamp: None });
         self.set_compared();
         let granules = granules_of(&(0..self.version.size));
         Some(granules.map(|g| state.presence.add(g, None, Origin::Wanted, tick)).sum())
     }
 
-    /// All of the object as a read-only file, if it is there and trusted.
+    /// All of the object as a read-only file, if it is there and trusted. Whoever reads it checks
+    /// nothing, so it is given out only while memory holds what was checked: all of it in the page
+    /// cache, and nobody wrote into the file since it was first given out.
     pub fn whole_file(&self, disk: &Disk, tick: u64) -> Option<Arc<File>> {
         let mut state = self.state.lock();
         if self.version.size == 0 || !state.presence.is_whole_and_trusted() {
@@ -342,15 +347,19 @@ impl Entry {
         }
         state.presence.touch(&(0..self.version.size), tick);
         let file = state.file.as_mut()?;
-        if let Some(whole) = file.whole.upgrade() {
-            return Some(whole);
-        }
-        let whole = disk.open_read_only(file.id).ok()?;
-        let len = whole.metadata().ok()?.len();
-        if len != self.version.size {
+        let whole = match file.whole.upgrade() {
+            Some(whole) => whole,
+            None => Arc::new(disk.open_read_only(file.id).ok()?),
+        };
+        let stamp = disk::Stamp::of(&whole).ok()?;
+        if *file.stamp.get_or_insert(stamp) != stamp {
+            file.stamp = None;
+            state.presence.distrust();
             return None;
         }
-        let whole = Arc::new(whole);
+        if stamp.len() != self.version.size || !disk::is_resident(&whole, stamp.len()) {
+            return None;
+        }
         file.whole = Arc::downgrade(&whole);
         Some(whole)
     }

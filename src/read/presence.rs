@@ -108,6 +108,14 @@ impl Presence {
         self.is_whole() && self.blocks.values().all(|b| b.reopened & !b.checked == 0)
     }
 
+    /// Somebody else may have written into the file: every granule is to be checked again before
+    /// the whole is trusted.
+    pub fn distrust(&mut self) {
+        for block in self.blocks.values_mut() {
+            (block.reopened, block.checked) = (block.present, 0);
+        }
+    }
+
     /// The CRC64NVME of the whole object, of those of its granules; `None` where one is not known.
     pub fn whole_crc(&self) -> Option<u64> {
         let crcs = granules_of(&(0..self.size)).map(|granule| {
@@ -364,6 +372,11 @@ mod tests {
         assert!(p.is_whole_and_trusted());
         p.add(0, Some(9), Origin::Wanted, 2);
         assert_eq!(p.trust(0), Trust::Check(9), "stored anew: to be checked anew");
+        p.distrust();
+        assert!(!p.is_whole_and_trusted(), "another's write into the file voids what was checked");
+        p.confirm(0, 9);
+        p.confirm(1, 8);
+        assert!(p.is_whole_and_trusted());
     }
 
     #[test]
