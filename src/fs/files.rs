@@ -133,7 +133,7 @@ impl Fs {
                 && self.reader.whole_file(version).is_none()
         });
         if !fetch {
-            // Where copy_file_range(2) comes to us, this may be a source of which no byte is wanted.
+            // Where copy_file_range(2) comes to us it may be a source that nobody reads.
             let passes = self.passthrough.load(Ordering::Relaxed);
             let large = known.filter(|version| passes && version.size > SMALL_BYTES_MAX);
             let begun = match large {
