@@ -18,8 +18,8 @@
 //! a byte is handed out. Of a larger one the CRCs of all granules make that of the whole, which is
 //! compared before its last bytes are handed out, if all of it is fetched and cached (1 HEAD). What
 //! is read through [`Reader::whole_file`] bypasses us: it is handed out only if every granule was
-//! nobody wrote into the file since. Not seen is what the disk makes of pages that leave
-//! nobody wrote into the file since. Not seen is what the disk makes of pages that leave memory
+//! stored by this process or has been checked since the restart, all of it is in the page cache,
+//! and nobody wrote into the file since. Not seen is what the disk makes of pages that leave memory
 //! while a handle is open.
 
 mod cache;
