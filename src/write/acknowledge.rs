@@ -194,15 +194,14 @@ impl Writer {
     }
 
     /// Takes up a file that a dead daemon acknowledged.
+    ///
+    /// That the bucket has it is not believed to the note on the staged file: after a power loss
+    /// that may be the note of an earlier version, which the file held before, and which was in the
+    /// bucket. Nothing of an acknowledged file is synced but its data, or, where the journal has
+    /// the bytes, nothing at all.
     pub async fn adopt(&self, intent: &Intent) -> Result<Adopted, WriteError> {
         let staging = &self.shared.staging;
         let found = staging.reopen(&intent.file)?;
-        if let Some(file) = &found
-            && file.is_uploaded()?
-        {
-            file.remove()?;
-            return Ok(Adopted::InBucket);
-        }
         let disk = match (&intent.bytes, found) {
             // Its name was synced before it was acknowledged: whoever removed it had uploaded it.
             (None, None) => return Ok(Adopted::InBucket),
@@ -259,14 +258,18 @@ async fn cut_to_acknowledged(
 }
 
 /// A staged file whose acknowledged bytes are in the journal: what was written since and never
-/// closed is kept.
+/// closed is kept, what the bucket had before is not.
 fn put_away(file: &StagedFile, acknowledged: &[u8]) -> io::Result<()> {
     let size = file.size()?;
     let same = size == acknowledged.len() as u64 && {
         let mut bytes = vec![0; acknowledged.len()];
         file.read(&mut bytes, 0)? == bytes.len() && bytes == acknowledged
     };
-    if same || size == 0 { file.remove() } else { file.quarantine(Why::NotClosed).map(drop) }
+    if same || size == 0 || file.is_uploaded()? {
+        file.remove()
+    } else {
+        file.quarantine(Why::NotClosed).map(drop)
+    }
 }
 
 fn crc64_of(file: &StagedFile, size: u64) -> io::Result<u64> {

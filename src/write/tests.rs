@@ -1,5 +1,6 @@
 //! The write path against a store in memory whose requests are counted, held up and failed.
 
+mod adopt;
 mod ahead;
 mod copying;
 mod model;
@@ -10,6 +11,7 @@ mod upload;
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +38,19 @@ pub(super) struct Rig {
     pub root: tempfile::TempDir,
 }
 
+fn writer(bucket: Arc<Bucket>, staging: &Path) -> Arc<Writer> {
+    let config = WriteConfig {
+        dir: staging.to_owned(),
+        part_bytes: PART as u64,
+        parallel_parts: 4,
+        dirty_bytes_max: 1 << 30,
+        staged_files_max: 1000,
+        uploads_max: 100,
+        wait_max: Duration::from_secs(1),
+    };
+    Writer::new(bucket, clock::system(), config).unwrap()
+}
+
 impl Rig {
     pub fn new() -> Self {
         Self::with(|_| {})
@@ -54,17 +69,17 @@ impl Rig {
             waiting: Mutex::default(),
         });
         let bucket = Bucket::new(store.clone(), clock::system(), Duration::from_millis(200));
-        let config = WriteConfig {
-            dir: root.path().join("staging"),
-            part_bytes: PART as u64,
-            parallel_parts: 4,
-            dirty_bytes_max: 1 << 30,
-            staged_files_max: 1000,
-            uploads_max: 100,
-            wait_max: Duration::from_secs(1),
-        };
-        let writer = Writer::new(bucket, clock::system(), config).unwrap();
+        let writer = writer(bucket, &root.path().join("staging"));
         Self { store, writer, root }
+    }
+
+    pub fn staging(&self) -> PathBuf {
+        self.root.path().join("staging")
+    }
+
+    /// Another writer over the same store, as the next daemon has it.
+    pub fn writer_in(&self, staging: &Path) -> Arc<Writer> {
+        writer(self.writer.shared.bucket.clone(), staging)
     }
 
     pub fn create(&self, key: &str) -> Arc<Staged> {
