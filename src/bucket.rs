@@ -300,6 +300,12 @@ impl Bucket {
         self.settle_complete(key, outcome, upload).await
     }
 
+    /// See [`Store::uploads_end_after_days`]. At most one request, counted as a LIST.
+    pub async fn uploads_end_after_days(&self, prefix: &str) -> Result<Option<u32>, BucketError> {
+        let ask = || self.caller.store.uploads_end_after_days(prefix);
+        self.caller.call(Operation::List, 0, ask).await.result
+    }
+
     /// Throws an upload and its parts away. One request. One that is gone already is `Ok`.
     pub async fn abort_multipart(&self, key: &Key, upload: &str) -> Result<(), BucketError> {
         let upload = settle::upload_id(upload);

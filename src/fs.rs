@@ -75,7 +75,7 @@ pub use files::{Closer, Opened};
 use handles::Handles;
 pub use handles::{IoMode, Snapshot};
 use moves::Moves;
-pub use processes::killed_by_signal;
+pub use processes::{NOBODY_IS_WATCHED, can_be_watched, killed_by_signal};
 pub use recovery::Recovered;
 pub use rename::Replace;
 use waiting::Waiting;
@@ -158,6 +158,8 @@ pub struct FsStatus {
     /// Files whose upload failed, by key.
     pub failed: Vec<String>,
     pub passthrough: bool,
+    /// What of the promises this mount can't keep, and why, a line each.
+    pub degraded: Vec<&'static str>,
     pub pending: Pending,
     /// What an earlier daemon had acknowledged and not uploaded.
     pub recovered: Recovered,
@@ -194,6 +196,7 @@ pub struct Fs {
     passthrough: AtomicBool,
     odd_keys: AtomicU64,
     odd_key_names: Mutex<Vec<String>>,
+    unseen: processes::Unseen,
     /// When the kernel was last asked to forget names.
     thinned: Mutex<Option<Instant>>,
 }
@@ -235,6 +238,7 @@ impl Fs {
             passthrough,
             odd_keys: AtomicU64::new(0),
             odd_key_names: Mutex::new(Vec::new()),
+            unseen: processes::Unseen::default(),
             thinned: Mutex::default(),
         });
         tokio::spawn(records::flush_now_and_then(Arc::downgrade(&fs)));
@@ -267,6 +271,7 @@ impl Fs {
             odd_key_names,
             failed: self.failed(),
             passthrough: self.passthrough.load(Ordering::Relaxed),
+            degraded: self.unseen.reasons(),
             pending: self.pending(),
             recovered: *self.recovered.lock(),
             checkpoints: self.checkpoints.status(),

@@ -17,6 +17,8 @@ const MARK: &str = "trialfs-probe";
 const BODY: &[u8] = b"trialfs probe: may be deleted";
 /// The part of [`BODY`] that the ranged read asks for.
 const RANGE: std::ops::Range<u64> = 3..7;
+/// A lifecycle that ends uploads sooner is warned of.
+const UPLOADS_DAYS_MIN: u32 = 7;
 /// The most entries of the control directory that are looked through for the trial key.
 const LOOK_ENTRIES_MAX: u16 = 1000;
 
@@ -38,13 +40,14 @@ pub async fn probe(
     if read_only == ReadOnly::Yes {
         return Ok((can, Vec::new()));
     }
-    let (created, _, _, _, _, upload) = tokio::join!(
+    let (created, _, _, _, _, upload, lifetime) = tokio::join!(
         trial.create(),
         trial.put(&trial.doomed, Condition::Always),
         trial.put(&trial.quiet, Condition::Always),
         trial.put(&trial.onto, Condition::Always),
         trial.mark(),
         trial.begin_upload(can),
+        lifetime_of_uploads(bucket, prefix),
     );
     let found = match created {
         Ok(first) => Ok(trial.run(can, first, upload.as_deref()).await),
@@ -59,7 +62,24 @@ pub async fn probe(
     // The driver may have learnt of the server meanwhile.
     let can = found?.judge(bucket.caller.store.capabilities());
     bucket.set_capabilities(can);
-    Ok((can, missing(can)))
+    let lines = missing(can).into_iter().chain(lifetime);
+    Ok((can, lines.collect()))
+}
+
+/// A line where the bucket ends uploads sooner than a save may be kept waiting for. Who may not ask
+/// is told nothing.
+async fn lifetime_of_uploads(bucket: &Bucket, prefix: &str) -> Option<String> {
+    let days = match bucket.uploads_end_after_days(prefix).await {
+        Ok(days) => days.filter(|days| *days < UPLOADS_DAYS_MIN)?,
+        Err(error) => {
+            tracing::debug!(%error, "the bucket's lifecycle is not known");
+            return None;
+        }
+    };
+    Some(format!(
+        "the bucket's lifecycle ends uploads after {days} days: a checkpoint directory that is \
+         being written or not yet published then is lost; make it {UPLOADS_DAYS_MIN} days or more"
+    ))
 }
 
 /// Whether the mount may write.

@@ -9,6 +9,7 @@ mod answer;
 mod checksum;
 mod credentials;
 mod endpoint;
+mod lifecycle;
 mod marker;
 
 use std::ops::Range;
@@ -503,6 +504,13 @@ impl Store for S3 {
         let query = &[("uploadId", upload)];
         let request = Request { query, ..Request::new(Method::DELETE, key) };
         self.send(request).await.map(drop)
+    }
+
+    async fn uploads_end_after_days(&self, prefix: &str) -> Result<Option<u32>, BucketError> {
+        let (query, headers, body) = ([("lifecycle", "")], HeaderMap::new(), Bytes::new());
+        let request = Request { method: Method::GET, key: None, query: &query, headers, body };
+        let answer = self.send(request).await?;
+        Ok(lifecycle::uploads_end_after_days(&http::collect(answer).await?, prefix))
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -191,6 +191,13 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
     async fn abort_multipart(&self, key: &Key, upload: &str) -> Result<(), BucketError>;
 
+    /// The fewest days after which the bucket ends an upload below `prefix` that was not completed;
+    /// `None` where it says of none that it does. No request, but for S3: one.
+    async fn uploads_end_after_days(&self, prefix: &str) -> Result<Option<u32>, BucketError> {
+        let _ = prefix;
+        Ok(None)
+    }
+
     /// What this driver can do as far as it knows without asking; the probe refines it.
     fn capabilities(&self) -> Capabilities;
 }

@@ -62,6 +62,7 @@ fn render(found: &Found, now: SystemTime) -> String {
         }
         list(&mut say, "", daemon.pointer("/quarantine"));
         list(&mut say, "failed", daemon.pointer("/fs/failed"));
+        list(&mut say, "degraded", daemon.pointer("/fs/degraded"));
         list(&mut say, "odd keys", daemon.pointer("/fs/odd_key_names"));
         list(&mut say, "warnings", daemon.pointer("/warnings"));
     }

@@ -385,6 +385,9 @@ impl Fs {
         if !open.writable {
             return Ok(());
         }
+        if let Closer::Living(thread) = closer {
+            self.unseen.meet(thread);
+        }
         let torn = closer == Closer::Killed;
         let full = open.mode == IoMode::Passthrough && self.writer.is_full();
         {

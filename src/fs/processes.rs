@@ -3,17 +3,62 @@
 //! Owns reading it. Does not own what follows. Nothing here touches a file of a mount: that would
 //! wait for ourselves.
 
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::types::Ino;
 
 /// Descriptors of one process that are looked through; one that has more is not known to hold a
 /// file. A look costs some 5 us a descriptor.
 const DESCRIPTORS_MAX: usize = 4096;
 
+/// Whether `/proc` speaks of the processes by the numbers that the kernel gives us: not where it
+/// was mounted in another pid namespace than ours, nor where there is none.
+static SPEAKS_OF_OURS: LazyLock<bool> = LazyLock::new(|| {
+    let myself = std::fs::read_link("/proc/self").ok();
+    myself.is_some_and(|link| link.as_os_str() == std::process::id().to_string().as_str())
+});
+
+/// Said at mount and in `status` where nobody can be watched.
+pub const NOBODY_IS_WATCHED: &str = "/proc is not of this pid namespace: a killed writer is taken \
+     for one that closed its files; mount proc beside the daemon";
+const SOME_ARE_UNSEEN: &str = "processes of another pid namespace write here: a killed one is \
+     taken for one that closed its files; run the daemon in theirs or in a parent of it";
+
+/// Whether a killed process can be told from one that ends by itself.
+pub fn can_be_watched() -> bool {
+    *SPEAKS_OF_OURS
+}
+
+/// Whether a process wrote that has no number here.
+#[derive(Debug, Default)]
+pub(super) struct Unseen(AtomicBool);
+
+impl Unseen {
+    /// The kernel names the process of a request 0 where it is of a pid namespace that ours does
+    /// not contain.
+    pub fn meet(&self, thread: u32) {
+        if thread == 0 && !self.0.swap(true, Ordering::Relaxed) {
+            tracing::warn!("{SOME_ARE_UNSEEN}");
+        }
+    }
+
+    /// Why not every killed writer is known for one, for `status`.
+    pub fn reasons(&self) -> Vec<&'static str> {
+        let unseen = self.0.load(Ordering::Relaxed).then_some(SOME_ARE_UNSEEN);
+        let nobody = (!can_be_watched()).then_some(NOBODY_IS_WATCHED);
+        nobody.into_iter().chain(unseen).collect()
+    }
+}
+
 /// Whether a process is being killed by a signal, or was and is not reaped: the flags in field 9 of
 /// `/proc/<pid>/stat`. One whose flags can't be read (another pid namespace) counts as living.
 pub fn killed_by_signal(pid: u32) -> bool {
     const PF_EXITING: u64 = 0x4;
     const PF_SIGNALED: u64 = 0x400;
+    if !can_be_watched() {
+        return false;
+    }
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
     // The name in field 2 may hold spaces and brackets: fields count from its last bracket.
     let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
@@ -25,6 +70,9 @@ pub fn killed_by_signal(pid: u32) -> bool {
 /// Whether a process (or the one of this thread) has a descriptor to write an inode with. One that
 /// can't be looked into holds none.
 pub(super) fn holds_for_writing(pid: u32, ino: Ino) -> bool {
+    if !can_be_watched() {
+        return false;
+    }
     let directory = format!("/proc/{pid}/fdinfo");
     let Ok(entries) = std::fs::read_dir(directory) else { return false };
     let mut texts = entries

@@ -18,7 +18,7 @@ use crate::checkpoint::rules;
 use crate::clock::Clock;
 use crate::config::{Durability, Location, MountConfig};
 use crate::fs::checkpoints::{Sweep, can_commit};
-use crate::fs::{CheckpointConfig, Fs, FsConfig, Recovered};
+use crate::fs::{CheckpointConfig, Fs, FsConfig, NOBODY_IS_WATCHED, Recovered, can_be_watched};
 use crate::fuse::run::Requests;
 use crate::fuse::{self, Serving};
 use crate::read::{self, ReadConfig, Reader};
@@ -114,6 +114,7 @@ pub async fn assemble(
         writer.journal().with_context(|| unusable(cache.path()))?;
     }
     let fs = Fs::new(fs_config, bucket, reader, writer, clock);
+    warnings.extend((!can_be_watched()).then(|| NOBODY_IS_WATCHED.to_owned()));
     warnings.extend(recovery_text(&fs.recover().await, cache.path()));
     let cache_dir = cache.path().to_owned();
     Ok(Assembled { fs, requests: OnceLock::new(), capabilities, warnings, cache_dir })

@@ -187,6 +187,49 @@ def test_the_root_of_a_bucket_mounts():
     here.stop()
 
 
+def test_a_lifecycle_that_ends_uploads_too_soon_is_warned_of():
+    bucket = unique("lifecycle").replace("_", "0")
+    s3().client.create_bucket(Bucket=bucket)
+    for days, warned in ((2, True), (7, False)):
+        abort = {"DaysAfterInitiation": days}
+        rule = {"ID": "r", "Status": "Enabled", "Filter": {"Prefix": "runs/"}, "AbortIncompleteMultipartUpload": abort}
+        s3().client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [rule]})
+        with Background(f"s3://{bucket}/runs/a", name=f"lifecycle-{days}") as here:
+            assert here.done.returncode == 0, here.done.stderr
+            told = [line for line in here.done.stderr.splitlines() if "lifecycle ends uploads after 2 days" in line]
+            assert bool(told) == warned, here.done.stderr
+            status = json.loads(here.trialfs("status", here.point, "--json").stdout)
+            assert ("lifecycle" in str(status["mounts"][0]["daemon"]["warnings"])) == warned, status
+            here.unmount()
+
+
+def test_writers_that_nobody_can_watch_are_told_of():
+    """A daemon in a pid namespace of its own: /proc speaks of others, and we have no number there."""
+    if not shutil.which("unshare"):
+        raise Skip("unshare is not installed")
+    point, cache = scratch("namespace") / "mnt", scratch("namespace") / "cache"
+    point.mkdir()
+    log = (scratch("namespace") / "log").open("w+")
+    inside = ["unshare", "--pid", "--fork", "--kill-child", TRIALFS, "mount", "memory://", point, "--foreground"]
+    daemon = subprocess.Popen([*inside, "--cache-dir", cache], stdout=log, stderr=log)
+    try:
+        eventually("the mount answers", lambda: is_mounted(point))
+
+        def degraded():
+            return json.loads(run(TRIALFS, "status", point, "--json").stdout)["mounts"][0]["daemon"]["fs"]["degraded"]
+
+        assert ["/proc" in line for line in degraded()] == [True], degraded()
+        assert "/proc is not of this pid namespace" in pathlib.Path(log.name).read_text()
+        (point / "f").write_bytes(b"f")
+        assert any("processes of another pid namespace" in line for line in degraded()), degraded()
+        assert "killed one is" in run(TRIALFS, "status", point).stdout
+        assert (point / "f").read_bytes() == b"f"
+    finally:
+        detach(point)
+        daemon.kill()
+        daemon.wait()
+
+
 def test_memory_is_a_store_for_a_try():
     with Background("memory://", name="memory") as here:
         assert here.done.returncode == 0, here.done.stderr
