@@ -20,6 +20,7 @@ import subprocess
 import threading
 import time
 
+from proxied import ProxiedMount
 from support import FULL, TRIALFS, Mount, Skip, detach, eventually, is_mounted, main, options, run, s3, unique, work
 
 KILLS = 200 if FULL else 6
@@ -274,6 +275,36 @@ def test_power_loss_with_durability_local():
         if mount:
             mount.clear()
         disk.clear()
+
+
+def test_an_upload_that_was_cut_in_its_middle_goes_on_after_kill_9():
+    """What parts the store has are not sent again."""
+    parts, part_bytes, at_once = 12, 16 << 20, 2
+    mount = ProxiedMount(unique("resume"), "--durability", "local", "--memory-limit", f"{2 * at_once * part_bytes}")
+    try:
+        mount.proxy.set(delay_ms=100)
+        body = random.Random(5).randbytes(parts * part_bytes)
+        (mount.path / "f").write_bytes(body)
+
+        def sent():
+            return mount.requests().get("part", 0)
+
+        eventually("some parts are there", lambda: sent() >= parts * 2 // 3, 60, 0)
+        noted = sent() - at_once  # those that have an answer: so many are on their way at most
+        mount.proxy.set(away="refused")  # before it is killed, so that what is sent is what was counted
+        assert 0 < noted < parts - at_once, f"{noted} of {parts} parts were sent: the test shows nothing"
+        mount.kill()
+        detach(mount.path)
+        mount.proxy.set(away=None, delay_ms=0)
+        mount.start()
+        assert mount.status()["fs"]["recovered"]["files"] == 1
+        again = sent()
+        assert again <= parts - noted, f"{again} of {parts} parts were sent again, {noted} were there"
+        assert s3().get(f"{mount.prefix}/f") == body
+        print(f"    {noted} parts of {parts} were there at least, {again} were sent after the kill")
+        mount.stop()
+    finally:
+        mount.clear()
 
 
 def test_what_is_in_quarantine_is_listed_and_handed_out():
