@@ -215,9 +215,25 @@ impl Rule {
         match self.without_sign {
             _ if quiet_for < self.idle => Due::Later(activity.changed + self.idle),
             WithoutSign::Seal if quiet_for >= max => Due::Seal(Sign::Idle),
-            WithoutSign::Seal => Due::Later(activity.changed + max),
+            WithoutSign::Seal if quiet_for >= self.quiet() => {
+                Due::FreezeBesideOthers(activity.changed + max)
+            }
+            WithoutSign::Seal => Due::Later(activity.changed + self.quiet()),
             WithoutSign::StayHidden => Due::Freeze,
         }
+    }
+
+    /// How long it must be quiet for that nothing more is expected.
+    fn quiet(&self) -> Duration {
+        match self.fires {
+            Fires::Event { quiet, .. } => quiet.max(self.idle),
+            Fires::Quiet | Fires::Named => self.idle,
+        }
+    }
+
+    /// Whether what was frozen and has no sign, last changed at `changed`, is sealed all the same.
+    pub fn outlasts_its_sign(&self, changed: Duration, max: Duration, now: Duration) -> bool {
+        self.without_sign == WithoutSign::Seal && now.saturating_sub(changed) >= max
     }
 
     /// What is due of it when the mount is cleanly unmounted, every handle closed.
@@ -280,6 +296,9 @@ pub enum Due {
     Later(Duration),
     /// Prepare it without a sign; it is sealed when the sign comes, here or elsewhere.
     Freeze,
+    /// The same where another mount writes in the directory too, whose sign is then one for all;
+    /// else ask again, at this time at the latest.
+    FreezeBesideOthers(Duration),
     /// Prepare it with this sign.
     Seal(Sign),
 }

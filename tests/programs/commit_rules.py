@@ -281,8 +281,8 @@ def test_torch_dcp_ranks_on_three_mounts_again_and_again_into_one_directory():
 
 
 def test_hf_ranks_on_two_mounts():
-    # Rank 1 has no sign of its own: its part counts as complete after --commit-max.
-    prefix, (*writers, watcher) = mounts("hf", "--commit-max", "4s", count=3)
+    # Rank 1 has no sign of its own: rank 0's is one for both.
+    prefix, (*writers, watcher) = mounts("hf", count=3)
 
     def write(rank, directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -293,6 +293,17 @@ def test_hf_ranks_on_two_mounts():
 
     ranks(prefix, writers, watcher, "checkpoint-500", write, lambda d: (d / "trainer_state.json").write_text("{}"), 6)
     stop((*writers, watcher))
+
+
+def test_what_was_frozen_beside_another_is_committed_after_commit_max_if_no_sign_comes():
+    prefix, (a, b, watcher) = mounts("never", "--commit-max", "6s", count=3)
+    for rank, mount in enumerate((a, b)):
+        fill(mount.path / "checkpoint-500", f"rng_state_{rank}.pth")
+    eventually("frozen", lambda: state(a.path / "checkpoint-500") == "prepared", 20)
+    hidden(prefix, watcher, "checkpoint-500")
+    whole = ["rng_state_0.pth", "rng_state_1.pth"]
+    eventually("by its age", lambda: names(watcher.path / "checkpoint-500") == whole, 30)
+    stop((a, b, watcher))
 
 
 def test_lightning_into_a_directory_of_a_users_rule():

@@ -84,9 +84,20 @@ impl Fs {
         self.drop_if_dead_and_empty(checkpoint).await?;
         self.renew(checkpoint).await?;
         let due = self.due(checkpoint);
+        let due = match due {
+            Some(Due::FreezeBesideOthers(at)) => Some(if self.others_write(checkpoint).await? {
+                Due::Freeze
+            } else {
+                Due::Later(at)
+            }),
+            due => due,
+        };
         let progress = match due {
             Some(Due::Seal(sign)) => self.commit(checkpoint, Some(sign)).await?,
             Some(Due::Freeze) => self.commit(checkpoint, None).await?,
+            _ if self.sign_never_came(checkpoint) => {
+                self.commit(checkpoint, Some(Sign::Idle)).await?
+            }
             _ => self.advance(checkpoint).await?,
         };
         let renewal = patience(self.checkpoints.config().lease);
@@ -100,6 +111,27 @@ impl Fs {
             (None, _) if !state.frozen.is_empty() => Some(care.poll),
             (None, _) => None,
         })
+    }
+
+    /// Whether another mount has something in the directory that is not decided. 1 LIST, and a GET
+    /// for each record that changed.
+    async fn others_write(&self, checkpoint: &Checkpoint) -> Result<bool, Errno> {
+        let mut driver = checkpoint.driver.lock().await;
+        driver.look().await?;
+        Ok(self.has_others(checkpoint, &driver))
+    }
+
+    /// Whether all that this mount has here is frozen, and no mount gave a sign for so long that
+    /// none is waited for.
+    fn sign_never_came(&self, checkpoint: &Checkpoint) -> bool {
+        let (max, now) = (self.checkpoints.config().commit_max, self.uptime());
+        let state = checkpoint.state.lock();
+        let Some(changed) = state.frozen.iter().map(|txn| txn.changed).max() else { return false };
+        let unsigned = state.frozen.iter().all(|txn| txn.heard.is_none());
+        let rule = state.rule.as_ref();
+        state.open.is_none()
+            && unsigned
+            && rule.is_some_and(|rule| rule.outlasts_its_sign(changed, max, now))
     }
 
     /// What a process began and was killed in before it made anything would hide the name for ever.
