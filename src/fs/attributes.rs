@@ -99,6 +99,7 @@ impl Fs {
     /// Cuts or grows a file. Of one that nobody has open for writing the object is rewritten at
     /// once: 1 HEAD, what must be fetched or copied, and the upload.
     async fn truncate(&self, ino: Ino, size: u64) -> Result<(), Errno> {
+        let _waiting = self.wait_at(ino);
         let file = self.handles.shared(ino);
         let result = self.truncate_shared(ino, &file, size).await;
         drop(file);

@@ -15,6 +15,7 @@
 //! | `observe` | what others wrote, shown whole or not at all |
 //! | `explicit` | commits that somebody asks for, and `user.trialfs.state` |
 //! | `gc` | what the dead left for good |
+//! | `waiting` | programs that wait for the store, which is no quiet |
 //! | `writers` | processes that write, and whether a signal killed one |
 //!
 //! # Locks
@@ -52,6 +53,7 @@ pub use explicit::{ACCEPT_TORN, COMMIT_XATTR, Losses, STATE_XATTR};
 pub use gc::{LEFT_OVER_MIN, Sweep, Swept};
 pub(in crate::fs) use observe::Settled;
 pub use place::Place;
+use waiting::{Changed, Waits};
 use writers::Writers;
 
 pub use writers::is_older_than_us;
@@ -138,7 +140,7 @@ pub struct State {
     /// Whether a task looks after it.
     pub tended: bool,
     /// Programs that wait for what the store says of a name here.
-    pub waiting: usize,
+    pub waits: Waits,
     /// The losses that somebody who asked for a commit takes.
     pub accept: Accept,
     /// How many transactions were committed.
@@ -162,8 +164,7 @@ pub struct Transaction {
     /// The name it is written under, where that is not its own yet.
     pub written_as: Option<Name>,
     pub members: BTreeMap<RelPath, Member>,
-    /// When it last changed, since the mount.
-    pub changed: Duration,
+    pub changed: Changed,
     pub heard: Option<Sign>,
     pub torn: Torn,
     pub renewed: Instant,

@@ -77,6 +77,7 @@ impl Fs {
             (key.as_str().to_owned(), namespace.asked(self.clock.now()))
         };
         let place = self.place(ino);
+        let _waiting = place.as_ref().map(|place| self.wait_in(&place.checkpoint));
         let mut listing = self.list_and_records(ino, place.as_ref(), &prefix).await?;
         if !listing.exists() && ino != Ino::ROOT {
             // Somebody may be writing it: what there is to read comes with the commit.
@@ -278,6 +279,7 @@ impl Fs {
         mode: u32,
         caller: Caller,
     ) -> Result<Entry, Errno> {
+        let _waiting = self.wait_at(parent);
         let (name, key) = self.new_name(parent, name)?;
         self.free_name(&key).await?;
         self.room_for_a_name().await?;
@@ -334,6 +336,7 @@ impl Fs {
     }
 
     pub async fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<(), Errno> {
+        let _waiting = self.wait_at(parent);
         self.writable()?;
         let name = name_of(name)?;
         let ino = self.resolve(parent, &name).await?.ok_or(Errno::ENOENT)?;

@@ -68,6 +68,7 @@ impl Access {
 impl Fs {
     pub async fn open(&self, ino: Ino, flags: i32, thread: u32) -> Result<Opened, Errno> {
         let access = Access::of(flags, thread);
+        let _waiting = if access.write { self.wait_at(ino) } else { None };
         // Before anything that a close may want.
         let file = self.handles.shared_if_any(ino);
         let staged = file.is_some_and(|file| file.state.lock().staged.is_some());
@@ -245,6 +246,7 @@ impl Fs {
         flags: i32,
         caller: Caller,
     ) -> Result<(Entry, Opened), Errno> {
+        let _waiting = self.wait_at(parent);
         let (name, key) = self.new_name(parent, name)?;
         self.free_name(&key).await?;
         self.room_for_a_name().await?;

@@ -198,16 +198,11 @@ impl Fs {
             (key, known, namespace.asked(self.clock.now()), self.records_stale(&namespace, parent))
         };
         let renames = self.moves.epoch();
-        let waiting = place.as_ref().map(|place| self.wait_in(&place.checkpoint));
-        let asking = async {
-            let records =
-                async { if stale_records { self.load_records(parent).await } else { Ok(()) } };
-            let answers = tokio::join!(self.find(&key, known), records);
-            drop(waiting);
-            answers
-        };
+        let _waiting = place.as_ref().map(|place| self.wait_in(&place.checkpoint));
+        let records =
+            async { if stale_records { self.load_records(parent).await } else { Ok(()) } };
         let settling = self.settle_if_any(place.as_ref());
-        let ((found, records), settled) = tokio::join!(asking, settling);
+        let (found, records, settled) = tokio::join!(self.find(&key, known), records, settling);
         records?;
         let mut found = found?;
         // A mark of a rename may be among a directory's records: what it says stands beside it.
@@ -396,6 +391,7 @@ impl Fs {
     ) -> Result<bool, Errno> {
         let asked = self.namespace.lock().asked(self.clock.now());
         let place = self.place(ino);
+        let _waiting = place.as_ref().map(|place| self.wait_in(&place.checkpoint));
         let (settled, begun) =
             tokio::join!(self.settle_if_any(place.as_ref()), self.reader.begin(version));
         if settled? == Settled::Now || !begun {
@@ -416,6 +412,7 @@ impl Fs {
     where
         F: Future<Output = Result<Found, BucketError>>,
     {
+        let _waiting = self.wait_at(ino);
         let mut renames = self.moves.epoch();
         let (parent, name, asked, found) = loop {
             let (parent, name, key, asked) = {

@@ -22,6 +22,7 @@ const TARGET_BYTES_MAX: u64 = 4095;
 impl Fs {
     pub async fn unlink(&self, parent: Ino, name: &OsStr) -> Result<(), Errno> {
         self.writable()?;
+        let _waiting = self.wait_at(parent);
         let name = name_of(name)?;
         let ino = self.resolve(parent, &name).await?.ok_or(Errno::ENOENT)?;
         let file = self.handles.shared(ino);
@@ -207,6 +208,7 @@ impl Fs {
         body: &str,
         caller: Caller,
     ) -> Result<Ino, Errno> {
+        let _waiting = self.wait_at(parent);
         let (name, key) = self.new_name(parent, name)?;
         self.free_name(&key).await?;
         if let Some(place) = self.writing_place_of_new(parent, &name, kind) {

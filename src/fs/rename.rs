@@ -54,6 +54,7 @@ impl Fs {
         replace: Replace,
     ) -> Result<(), Errno> {
         self.writable()?;
+        let _waiting = (self.wait_at(parent), self.wait_at(new_parent));
         let from_name = name_of(name)?;
         let (to_name, to) = self.new_name(new_parent, new_name)?;
         let (from_parent, to_parent) = (parent, new_parent);

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::commit::Progress;
+use super::waiting::Changed;
 use super::{Checkpoint, Member, Place};
 use crate::bucket::{BucketError, ListedObject};
 use crate::checkpoint::driver::Ended;
@@ -35,10 +36,10 @@ impl Fs {
         }
         let forgotten = {
             let mut state = place.checkpoint.state.lock();
-            let uptime = self.uptime();
+            let now = Changed::at(self.uptime());
             let open = state.open.as_mut();
             open.is_some_and(|open| {
-                open.changed = uptime;
+                open.changed = now;
                 let Some(old) = open.members.remove(&place.rel) else { return false };
                 if let Some((_, prepared)) = old.file {
                     open.spare.push((prepared.key, prepared.upload));
@@ -383,7 +384,7 @@ impl Fs {
                     open.root = ino;
                     open.written_as = to.written_as.clone();
                 }
-                open.changed = self.uptime();
+                open.changed = Changed::at(self.uptime());
             }
         }
         if !to.rel.is_root() {

@@ -126,7 +126,8 @@ impl Fs {
     fn sign_never_came(&self, checkpoint: &Checkpoint) -> bool {
         let (max, now) = (self.checkpoints.config().commit_max, self.uptime());
         let state = checkpoint.state.lock();
-        let Some(changed) = state.frozen.iter().map(|txn| txn.changed).max() else { return false };
+        let changed = state.frozen.iter().map(|txn| txn.changed.quiet_since(now, max)).max();
+        let Some(changed) = changed else { return false };
         let unsigned = state.frozen.iter().all(|txn| txn.heard.is_none());
         let rule = state.rule.as_ref();
         state.open.is_none()
@@ -186,10 +187,11 @@ impl Fs {
         let (open_handles, failed) = self.writers_below(root);
         let state = checkpoint.state.lock();
         let open = state.open.as_ref()?;
+        let (max, now) = (self.checkpoints.config().commit_max, self.uptime());
         // Who waits for a slow store is about to write: that is no quiet.
-        let activity = self.activity(open, open_handles + state.waiting, failed);
-        let max = self.checkpoints.config().commit_max;
-        state.rule.as_ref().map(|rule| rule.due(&activity, max, self.uptime()))
+        let waits = if open.changed.is_held(now, max) { state.waits.count() } else { 0 };
+        let activity = self.activity(open, open_handles + waits, failed);
+        state.rule.as_ref().map(|rule| rule.due(&activity, max, now))
     }
 
     pub(super) fn activity(
@@ -200,7 +202,9 @@ impl Fs {
     ) -> Activity {
         // A directory in which a close failed is not whole until that file is written again.
         let torn = if failed { Torn::Yes } else { txn.torn };
-        let (files, changed, heard) = (files(txn), txn.changed, heard(txn));
+        let max = self.checkpoints.config().commit_max;
+        let changed = txn.changed.quiet_since(self.uptime(), max);
+        let (files, heard) = (files(txn), heard(txn));
         Activity { files, open_handles, changed, heard, torn }
     }
 

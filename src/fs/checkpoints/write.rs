@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::commit::Root;
 use super::observe::LOOK_AGAIN;
+use super::waiting::Changed;
 use super::{Checkpoint, Member, Place, State, Transaction, Writers};
 use crate::checkpoint::driver::{Driver, Ended};
 use crate::checkpoint::protocol::{Goal, Intent, Stop, Work};
@@ -111,7 +112,7 @@ impl Fs {
             root: place.root,
             written_as: place.written_as.clone(),
             members: BTreeMap::new(),
-            changed: self.uptime(),
+            changed: Changed::at(self.uptime()),
             heard: None,
             torn: Torn::No,
             renewed: self.clock.now(),
@@ -254,7 +255,7 @@ impl Fs {
         let mut state = place.checkpoint.state.lock();
         let open = state.open.as_mut()?;
         open.writers.add(thread);
-        open.changed = self.uptime();
+        open.changed = Changed::at(self.uptime());
         Some(open.id)
     }
 
@@ -388,7 +389,7 @@ impl Fs {
                 return Err(Errno::EIO);
             }
             let Some(open) = &mut state.open else { return Err(Errno::EIO) };
-            open.changed = self.uptime();
+            open.changed = Changed::at(self.uptime());
             let old = open.members.insert(place.rel.clone(), member);
             if let Some((_, prepared)) = old.and_then(|old| old.file) {
                 open.spare.push((prepared.key, prepared.upload));
