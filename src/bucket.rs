@@ -46,7 +46,7 @@ use crate::clock::Clock;
 use crate::config::{Location, StoreOptions};
 use crate::types::{ETag, Key};
 
-use call::{Caller, SERVER_WORK_BYTES};
+use call::Caller;
 use retry::Policy;
 
 pub use count::{Operation, RequestCounts};
@@ -281,7 +281,7 @@ impl Bucket {
         let upload = settle::upload_id(upload);
         let store = &self.caller.store;
         let ask = || store.upload_part_copy(key, upload, number, from, from_etag, range.clone());
-        self.caller.call(Operation::PartCopy, SERVER_WORK_BYTES, ask).await.result
+        self.caller.call(Operation::PartCopy, 0, ask).await.result
     }
 
     /// Makes the upload the object, at once. One request; one more where the upload turns out to be
@@ -296,7 +296,7 @@ impl Bucket {
     ) -> Result<Written, BucketError> {
         let id = settle::upload_id(upload);
         let ask = || self.caller.store.complete_multipart(key, id, parts, condition);
-        let outcome = self.caller.call(Operation::Complete, SERVER_WORK_BYTES, ask).await;
+        let outcome = self.caller.call(Operation::Complete, 0, ask).await;
         self.settle_complete(key, outcome, upload).await
     }
 

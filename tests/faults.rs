@@ -163,6 +163,25 @@ async fn a_completion_whose_reply_was_lost_has_won() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_to_a_completion_or_copy_that_never_comes_costs_one_attempt() {
+    for fault in [Fault::Stall, Fault::LateTimeout] {
+        let (bucket, store) = bucket([]);
+        let key = Key::new("k");
+        let upload = bucket.create_multipart(&key, &Metadata::new()).await.unwrap();
+        let part = bucket.upload_part(&key, &upload, 1, Bytes::from_static(b"part")).await;
+        let started = Instant::now();
+        store.script([fault]);
+        let always = Condition::Always;
+        bucket.complete_multipart(&key, &upload, &[part.unwrap()], &always).await.unwrap();
+        store.script([fault]);
+        bucket.copy(&key, None, &Key::new("other"), &always, &Metadata::new()).await.unwrap();
+        let took = started.elapsed();
+        assert!(took <= IO_TIMEOUT / 2 + Duration::from_secs(1), "{fault:?}: {took:?}");
+        assert_eq!(store.memory.objects()["other"], "part");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_body_that_breaks_goes_on_where_it_broke() {
     let (bucket, store) = bucket([]);
     let body: Bytes = (0..3_000_000u32).map(|i| (i / 7) as u8).collect::<Vec<_>>().into();

@@ -15,9 +15,6 @@ use crate::bucket::retry::Policy;
 use crate::bucket::store::Store;
 use crate::clock::Clock;
 
-/// What a server-side copy or completion is given for its own work, as bytes of body: two minutes.
-pub const SERVER_WORK_BYTES: u64 = 16 << 20;
-
 /// A body that stands still is noticed a quarter late at most.
 const LOOKS_IN_QUIET: u32 = 4;
 /// Looking costs a timer.
@@ -57,7 +54,10 @@ impl Caller {
     {
         let started = self.clock.now();
         // The time in which a body moves is not waiting; that of one which nobody watches all is.
-        let mut moving = self.policy.moving_max(bytes);
+        let mut moving = match operation.is_server_work() {
+            true => self.policy.work_max(),
+            false => self.policy.moving_max(bytes),
+        };
         let mut moved = Duration::ZERO;
         let mut doubt = Doubt::None;
         let mut failed = 0;
@@ -67,8 +67,11 @@ impl Caller {
             let end = started + self.policy.io_timeout + moving;
             let attempt = progress.over(ask());
             let moves = self.while_it_moves(&progress, end, attempt);
-            let limit = self.policy.attempt(bytes).min(self.left(end));
-            let result = self.once(operation, limit, moves).await;
+            let limit = match operation.is_server_work() {
+                true => self.policy.work_attempt(failed),
+                false => self.policy.attempt(bytes),
+            };
+            let result = self.once(operation, limit.min(self.left(end)), moves).await;
             if let Some(last) = progress.last() {
                 moved += last.saturating_duration_since(began);
                 moving = moved.min(self.policy.moving_max(bytes));

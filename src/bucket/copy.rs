@@ -3,7 +3,6 @@
 //! By parts is for objects over the store's limit on one copy, and for conditions on the
 //! destination, which more stores honour on completing an upload than on copying.
 
-use crate::bucket::call::SERVER_WORK_BYTES;
 use crate::bucket::error::BucketError;
 use crate::bucket::store::{Condition, Metadata, ObjectInfo, Written};
 use crate::bucket::{Bucket, Operation};
@@ -39,7 +38,7 @@ impl Bucket {
         let stamp = self.stamp(condition, metadata);
         let store = &self.caller.store;
         let ask = || store.copy(from, from_etag, to, condition, &stamp.metadata);
-        let outcome = self.caller.call(Operation::Copy, SERVER_WORK_BYTES, ask).await;
+        let outcome = self.caller.call(Operation::Copy, 0, ask).await;
         match self.settle_copy(to, outcome, &stamp).await {
             Err(BucketError::Unsupported(_)) if can.part_copy => {
                 self.copy_by_parts(from, from_etag, to, condition, metadata).await

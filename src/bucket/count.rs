@@ -21,6 +21,13 @@ pub enum Operation {
     Abort,
 }
 
+impl Operation {
+    /// Whether the server itself moves bytes, and so answers when it pleases.
+    pub fn is_server_work(self) -> bool {
+        matches!(self, Self::Copy | Self::PartCopy | Self::Complete)
+    }
+}
+
 const OPERATIONS: usize = 12;
 
 /// Attempts by operation since the mount; a retry counts as one more attempt.

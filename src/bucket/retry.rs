@@ -15,6 +15,12 @@ const WAIT_MAX_MS: u64 = 5_000;
 /// One attempt gets this part of the whole bound, so that a stalled socket leaves time for others.
 const ATTEMPTS_IN_BOUND: u32 = 4;
 
+/// What a server is given for copying or putting together what it has, beside `io_timeout`.
+const SERVER_WORK_MAX: Duration = Duration::from_secs(128);
+/// Each attempt of such gets so many times what the one before had: with the default of
+/// `io_timeout` half a minute, then two.
+const WORK_ATTEMPT_GROWTH: u32 = 4;
+
 /// Of a body, so much may be in the kernel's hands and not yet sent on a link so slow.
 const IN_KERNEL_BYTES: u64 = 1 << 20;
 
@@ -28,6 +34,20 @@ impl Policy {
     /// How long an operation may take in all, retries included, that moves `bytes` of body.
     pub fn bound(&self, bytes: u64) -> Duration {
         self.io_timeout + transfer_time(bytes)
+    }
+
+    /// How much longer than `io_timeout` an operation may take in all in which the server itself
+    /// moves bytes.
+    pub fn work_max(&self) -> Duration {
+        SERVER_WORK_MAX
+    }
+
+    /// How long one attempt of such may take, after `failed` others. How long the server works is
+    /// not known, and a lost answer looks the same: the first is not waited for long, and a later
+    /// one, which often finds the work done, for longer.
+    pub fn work_attempt(&self, failed: u32) -> Duration {
+        let factor = WORK_ATTEMPT_GROWTH.saturating_pow(failed);
+        self.attempt(0).saturating_mul(factor).min(self.io_timeout + SERVER_WORK_MAX)
     }
 
     /// How long one attempt may take.
@@ -135,6 +155,15 @@ mod tests {
     fn nothing_waits_past_the_bound() {
         let error = BucketError::TimedOut(String::new());
         assert_eq!(POLICY.wait(&error, 5, Duration::from_millis(10), 0), None);
+    }
+
+    #[test]
+    fn a_server_that_works_is_given_time_and_a_lost_answer_takes_little_of_it() {
+        assert_eq!(POLICY.work_attempt(0), POLICY.attempt(0));
+        assert_eq!(POLICY.work_attempt(1), Duration::from_secs(120));
+        let bound = POLICY.io_timeout + POLICY.work_max();
+        assert!(POLICY.work_attempt(0) + POLICY.work_attempt(1) < bound);
+        assert_eq!(POLICY.work_attempt(u32::MAX), bound);
     }
 
     #[test]
