@@ -20,11 +20,11 @@ from proxied import ProxiedMount
 sys.path.insert(0, str(ROOT / "scripts"))
 from fault_proxy import KINDS  # noqa: E402
 
-IO_TIMEOUT_SECONDS = 16
+IO_TIMEOUT_SECONDS = 10
 BOUNDED = ("--io-timeout", f"{IO_TIMEOUT_SECONDS}s")
-# One request ends within the bound: an attempt that stalls is given up after a quarter of it, after 12 s
+# One request ends within the bound: an attempt that stalls is given up after a quarter of it, after 10.5 s
 # where a body was on its way, and bodies here take no time that counts. (A completion that stalls takes
-# 4 s, then 16 s; that a third attempt stalls, too, happens once in a million.) A call makes several
+# 2.5 s, then 10 s; that a third attempt stalls, too, happens once in a million.) A call makes several
 # requests one after another: two of them at the bound, and what a loaded machine takes.
 WAIT_SECONDS_MAX = 2 * IO_TIMEOUT_SECONDS + 15
 RATE = 0.1
@@ -124,13 +124,25 @@ def bucket_holds(ledger: Ledger, prefix: str, want: dict[str, bytes]):
 # ---- each alone ----------------------------------------------------------------------------------
 
 
-def test_each_fault_alone():
+def test_one_third_of_the_faults_each_alone():
+    alone(list(KINDS)[0::3])
+
+
+def test_another_third_of_the_faults_each_alone():
+    alone(list(KINDS)[1::3])
+
+
+def test_the_last_third_of_the_faults_each_alone():
+    alone(list(KINDS)[2::3])
+
+
+def alone(kinds: list[str]):
     a = ProxiedMount(unique("alone"), *BOUNDED, name="a", seed=SEED)
     b = ProxiedMount(unique("alone"), *BOUNDED, name="b", seed=SEED + 1)
     a.kept = b.kept = True
     want, problems = {}, []
     try:
-        for kind in KINDS:
+        for kind in kinds:
             # Those that make us wait by the second are met less often.
             rate = 0.5 if kind.endswith("-request") else 0.08 if kind in ("stall", "stall-reply", "503", "429", "refused") else 0.25
             for m in (a, b):
@@ -216,7 +228,10 @@ def test_fsx_over_a_failing_store():
 def test_checkpoints_over_a_failing_store():
     """An observer on another node sees each checkpoint whole or not at all, and in the end all."""
     prefix = unique("loop")
-    a, b = mixed(prefix, name="a"), mixed(prefix, name="b", seed=SEED + 1)
+    # This program may be off the processor for longer than the 250 ms by which Ray's directories are
+    # complete; a stalled request holds it up for longer than this.
+    idle = ("--commit-idle", "1s")
+    a, b = mixed(prefix, *idle, name="a"), mixed(prefix, *idle, name="b", seed=SEED + 1)
     ledger, seen, problems, ended = Ledger(), set(), [], threading.Event()
     sizes = {"rank0.pt": 300_000, "rank1.pt": 2_000_000, "meta.json": 200, "empty": 0}
 
@@ -362,4 +377,4 @@ def works(here) -> bool:
 
 
 if __name__ == "__main__":
-    main(globals(), needs_mount=True)
+    main(globals(), needs_mount=True, at_once=True)

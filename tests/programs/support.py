@@ -10,11 +10,13 @@ its own SeaweedFS. TRIALFS names the binary (default target/debug/trialfs).
 
 import argparse
 import atexit
+import concurrent.futures
 import ctypes
 import filecmp
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -340,19 +342,45 @@ def clear_up():
         _own_servers.__exit__()
 
 
-def main(namespace: dict, needs_mount: bool = False):
-    """Runs each `test_*` of a file in order, prints a line for each and 'N passed, N failed'."""
+def run_apart(name: str) -> subprocess.CompletedProcess:
+    """One test of this program in a process of its own, with the same options."""
+    argv = [sys.executable, sys.argv[0], *(["--seed", str(options().seed)] if options().seed else []), name]
+    return subprocess.run(argv, capture_output=True, text=True, errors="replace", preexec_fn=servers.die_with_parent())
+
+
+def main_at_once(names: list[str]):
+    """Each test in a process of its own, all at the same time: for those that mostly wait."""
+    os.environ.update(s3().env, TRIALFS_TEST_S3=f"{s3().endpoint}/{s3().bucket}")
+    counts = {"passed": 0, "failed": 0, "skipped": 0}
+    with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
+        for done in concurrent.futures.as_completed([pool.submit(run_apart, name) for name in names]):
+            lines = (done.result().stderr + done.result().stdout).splitlines()
+            found = re.findall(r"(\d+) (passed|failed|skipped)", lines.pop() if lines else "")
+            for number, verdict in found or [(1, "failed")]:
+                counts[verdict] += int(number)
+            print("\n".join(lines), flush=True)
+    clear_up()
+    if _work:
+        shutil.rmtree(_work, ignore_errors=True)
+    skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
+    print(f"{counts['passed']} passed, {counts['failed']} failed{skipped}", flush=True)
+    sys.exit(1 if counts["failed"] or sum(counts.values()) < len(names) else 0)
+
+
+def main(namespace: dict, needs_mount: bool = False, at_once: bool = False):
+    """Runs each `test_*` of a file, in order or `at_once`, prints a line for each and 'N passed, N failed'."""
     if needs_mount and options().dir:
         sys.exit("this test asks for a mount; it has no --dir")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     atexit.register(clear_up)
+    wanted = [name for name in namespace if name.startswith("test_") and options().pattern in name]
+    if at_once and len(wanted) > 1:
+        main_at_once(wanted)
     passed, failed, skipped = 0, 0, 0
-    for name, test in list(namespace.items()):
-        if not name.startswith("test_") or options().pattern not in name:
-            continue
+    for name in wanted:
         started = time.monotonic()
         try:
-            test()
+            namespace[name]()
             verdict, passed = "ok", passed + 1
         except Skip as e:
             verdict = f"skipped: {e}"
