@@ -5,6 +5,10 @@
 //! Owns the programs that are run and what must hold. Power loss under the journal itself is tried
 //! beside it (`write::journal`), real kills in `tests/programs/kills.py`.
 
+#[path = "support/mounts.rs"]
+mod mounts;
+#[path = "support/steered.rs"]
+mod steered;
 #[path = "crashes/store.rs"]
 mod store;
 
@@ -21,11 +25,11 @@ use trialfs::bucket::{Bucket, BucketError};
 use trialfs::clock;
 use trialfs::config::Durability;
 use trialfs::fs::error::Errno;
-use trialfs::fs::{Caller, CheckpointConfig, Closer, Fs, FsConfig, Replace};
-use trialfs::read::{ReadConfig, Reader};
+use trialfs::fs::{Caller, Closer, Fs, Replace};
 use trialfs::types::{Ino, Key};
-use trialfs::write::{WriteConfig, Writer};
 
+use mounts::Setup;
+use steered::Steered;
 use store::{Cut, Last};
 
 /// Longer than any life here: a request that is cut off is never given up.
@@ -49,45 +53,12 @@ fn runtime() -> Runtime {
 }
 
 /// A mount over `store` with its cache in `dir`.
-fn mount(store: Arc<Cut>, dir: &Path) -> std::io::Result<Arc<Fs>> {
-    let clock = clock::system();
-    let bucket = Bucket::new(store, clock.clone(), IO_TIMEOUT);
-    let read = ReadConfig {
-        dir: dir.join("blocks"),
-        cache_bytes_max: 16 << 20,
-        memory_bytes_max: 8 << 20,
-        block_bytes: 1 << 20,
-        parallel_gets: 4,
-    };
-    let write = WriteConfig {
-        dir: dir.join("staged"),
-        part_bytes: PART_BYTES,
-        parallel_parts: 4,
-        dirty_bytes_max: 1 << 30,
-        staged_files_max: 1024,
-        uploads_max: 64,
-        wait_max: IO_TIMEOUT,
-    };
-    let scratch_dir = dir.join("scratch");
-    std::fs::create_dir_all(&scratch_dir)?;
-    let writer = Writer::new(bucket.clone(), clock.clone(), write)?;
-    writer.journal()?;
-    let reader = Reader::new(bucket.clone(), clock.clone(), read)?;
-    let config = FsConfig {
-        prefix: String::new(),
-        uid: 0,
-        gid: 0,
-        umask: 0o022,
-        read_only: false,
-        strict: false,
-        passthrough: false,
-        inodes_max: 1 << 20,
-        durability: Durability::Local,
-        mount_id: "01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned(),
-        scratch_dir,
-        checkpoints: CheckpointConfig::default(),
-    };
-    Ok(Fs::new(config, bucket, reader, writer, clock))
+fn mount(store: Arc<Steered<Cut>>, dir: &Path) -> std::io::Result<Arc<Fs>> {
+    let id = "01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned();
+    let mut setup = Setup::new(store, clock::system(), dir, id, IO_TIMEOUT);
+    setup.write.part_bytes = PART_BYTES;
+    setup.fs.durability = Durability::Local;
+    Ok(setup.mount()?.0)
 }
 
 struct Program<'a> {
@@ -182,12 +153,12 @@ fn live(memory: &Arc<MemoryStore>, dir: &Path, at: u64, last: Last, told: &Mutex
         let fs = mount(store.clone(), dir).unwrap();
         let program = Program { fs, told };
         tokio::select! {
-            () = store.dead.notified() => {}
+            () = store.hand.dead.notified() => {}
             result = program.run() => result.unwrap(),
         }
     });
     runtime.shutdown_background();
-    store.calls()
+    store.hand.calls()
 }
 
 /// The next life uploads what is left; then everything that was told holds.

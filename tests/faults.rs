@@ -3,6 +3,8 @@
 
 #[path = "faults/scripted.rs"]
 mod scripted;
+#[path = "support/steered.rs"]
+mod steered;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,6 +16,7 @@ use trialfs::clock::Clock;
 use trialfs::types::Key;
 
 use scripted::{Fault, Scripted};
+use steered::Steered;
 
 const IO_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -37,7 +40,7 @@ impl Clock for TestClock {
     }
 }
 
-fn bucket(faults: impl IntoIterator<Item = Fault>) -> (Arc<Bucket>, Arc<Scripted>) {
+fn bucket(faults: impl IntoIterator<Item = Fault>) -> (Arc<Bucket>, Arc<Steered<Scripted>>) {
     let clock = Arc::new(TestClock::default());
     let store = Scripted::new(clock.clone(), faults);
     (Bucket::new(store.clone(), clock, IO_TIMEOUT), store)
@@ -127,7 +130,7 @@ async fn a_swap_whose_reply_was_lost_has_won() {
     let (bucket, store) = bucket([]);
     put(&bucket, "one", Condition::Always).await.unwrap();
     let etag = bucket.head(&Key::new("k")).await.unwrap().etag;
-    store.script([Fault::LostReply]);
+    store.hand.script([Fault::LostReply]);
     put(&bucket, "two", Condition::IfMatch(etag)).await.unwrap();
     assert_eq!(store.memory.objects()["k"], "two");
 }
@@ -137,7 +140,7 @@ async fn a_delete_whose_reply_was_lost_has_deleted() {
     let (bucket, store) = bucket([]);
     put(&bucket, "one", Condition::Always).await.unwrap();
     let etag = bucket.head(&Key::new("k")).await.unwrap().etag;
-    store.script([Fault::LostReply]);
+    store.hand.script([Fault::LostReply]);
     bucket.delete(&Key::new("k"), Some(&etag)).await.unwrap();
     assert!(store.memory.objects().is_empty());
 }
@@ -150,7 +153,7 @@ async fn a_completion_whose_reply_was_lost_has_won() {
         let upload = bucket.create_multipart(&key, &Metadata::new()).await.unwrap();
         let part = bucket.upload_part(&key, &upload, 1, Bytes::from_static(b"part")).await;
         let parts = [part.unwrap()];
-        store.script([Fault::LostReply]);
+        store.hand.script([Fault::LostReply]);
         let written = bucket.complete_multipart(&key, &upload, &parts, &condition).await;
         assert_eq!(written.unwrap().etag, bucket.head(&key).await.unwrap().etag);
         // Any later mount that completes it again learns the same, until the object is another.
@@ -170,10 +173,10 @@ async fn an_answer_to_a_completion_or_copy_that_never_comes_costs_one_attempt() 
         let upload = bucket.create_multipart(&key, &Metadata::new()).await.unwrap();
         let part = bucket.upload_part(&key, &upload, 1, Bytes::from_static(b"part")).await;
         let started = Instant::now();
-        store.script([fault]);
+        store.hand.script([fault]);
         let always = Condition::Always;
         bucket.complete_multipart(&key, &upload, &[part.unwrap()], &always).await.unwrap();
-        store.script([fault]);
+        store.hand.script([fault]);
         bucket.copy(&key, None, &Key::new("other"), &always, &Metadata::new()).await.unwrap();
         let took = started.elapsed();
         assert!(took <= IO_TIMEOUT / 2 + Duration::from_secs(1), "{fault:?}: {took:?}");
@@ -187,7 +190,7 @@ async fn a_body_that_breaks_goes_on_where_it_broke() {
     let body: Bytes = (0..3_000_000u32).map(|i| (i / 7) as u8).collect::<Vec<_>>().into();
     let key = Key::new("k");
     bucket.put(&key, body.clone(), &Condition::Always, &Metadata::new()).await.unwrap();
-    store.script([Fault::BreakBody, Fault::BreakBody, Fault::Unavailable, Fault::StallBody]);
+    store.hand.script([Fault::BreakBody, Fault::BreakBody, Fault::Unavailable, Fault::StallBody]);
     let (info, bytes) = bucket.get_bytes(&key, 5..2_900_000, None).await.unwrap();
     assert_eq!(info.size, 3_000_000);
     assert!(bytes == body.slice(5..2_900_000));
@@ -200,7 +203,7 @@ async fn a_read_never_mixes_two_versions() {
     let key = Key::new("k");
     let old = Bytes::from(vec![1; 1_000_000]);
     bucket.put(&key, old, &Condition::Always, &Metadata::new()).await.unwrap();
-    store.script([Fault::BreakBody]);
+    store.hand.script([Fault::BreakBody]);
     let (_, mut body) = bucket.get(&key, 0..1_000_000, None).await.unwrap();
     let new = Bytes::from(vec![2; 1_000_000]);
     bucket.put(&key, new, &Condition::Always, &Metadata::new()).await.unwrap();
@@ -218,7 +221,7 @@ async fn a_read_never_mixes_two_versions() {
 async fn a_body_that_never_ends_its_stall_is_given_up() {
     let (bucket, store) = bucket([]);
     put(&bucket, "0123456789", Condition::Always).await.unwrap();
-    store.script(std::iter::repeat_n(Fault::StallBody, 10_000));
+    store.hand.script(std::iter::repeat_n(Fault::StallBody, 10_000));
     let started = Instant::now();
     let error = bucket.get_bytes(&Key::new("k"), 0..10, None).await.unwrap_err();
     assert!(matches!(error, BucketError::TimedOut(_)), "{error:?}");

@@ -1,25 +1,25 @@
 //! Renames of directories that are in the bucket, on whole mounts over a store in memory that takes
 //! [`ROUND_TRIP`] for each request: what they cost, and what others see meanwhile.
 
+#[path = "support/mounts.rs"]
+mod mounts;
+#[path = "support/steered.rs"]
+mod steered;
+
 use std::ffi::OsStr;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use tempfile::TempDir;
 use trialfs::bucket::memory::MemoryStore;
-use trialfs::bucket::{
-    Body, Bucket, BucketError, Capabilities, Condition, Metadata, ObjectInfo, Page, Store, Written,
-};
+use trialfs::bucket::{Bucket, BucketError};
 use trialfs::clock::{self, Clock, ulid};
-use trialfs::config::Durability;
 use trialfs::fs::error::Errno;
-use trialfs::fs::{Caller, CheckpointConfig, Closer, Fs, FsConfig, Replace};
-use trialfs::read::{ReadConfig, Reader};
-use trialfs::types::{ETag, Ino, Key};
-use trialfs::write::{WriteConfig, Writer};
+use trialfs::fs::{Caller, Closer, Fs, Replace};
+use trialfs::types::Ino;
+
+use mounts::Setup;
+use steered::{Steer, Steered};
 
 const ROUND_TRIP: Duration = Duration::from_millis(15);
 const FILES: usize = 101;
@@ -27,39 +27,16 @@ const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 
 /// A store a round trip away. Time is the runtime's, which is not the machine's.
 #[derive(Debug)]
-struct Far(Arc<MemoryStore>);
+struct Far;
 
-macro_rules! far {
-    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
-        #[async_trait]
-        impl Store for Far {
-            $(async fn $name(&self, $($arg: $type),*) -> Result<$out, BucketError> {
-                tokio::time::sleep(ROUND_TRIP).await;
-                self.0.$name($($arg),*).await
-            })*
-
-            fn capabilities(&self) -> Capabilities {
-                self.0.capabilities()
-            }
-        }
-    };
-}
-
-far! {
-    head(key: &Key) -> ObjectInfo;
-    get(key: &Key, range: Range<u64>, if_match: Option<&ETag>) -> (ObjectInfo, Body);
-    put(key: &Key, body: Bytes, condition: &Condition, metadata: &Metadata) -> Written;
-    delete(key: &Key, if_match: Option<&ETag>) -> ();
-    list(prefix: &str, delimiter: bool, page: Option<&str>, max: u16) -> Page;
-    copy(from: &Key, etag: Option<&ETag>, to: &Key, c: &Condition, m: &Metadata) -> Written;
-    rename(from: &Key, to: &Key, condition: &Condition) -> ();
-    create_multipart(key: &Key, metadata: &Metadata) -> String;
-    upload_part(key: &Key, upload: &str, number: u32, body: Bytes) -> String;
-    upload_part_copy(
-        key: &Key, upload: &str, number: u32, from: &Key, etag: &ETag, range: Range<u64>
-    ) -> String;
-    complete_multipart(key: &Key, upload: &str, parts: &[String], c: &Condition) -> Written;
-    abort_multipart(key: &Key, upload: &str) -> ();
+impl Steer for Far {
+    async fn run<T: Send>(
+        &self,
+        act: impl Future<Output = Result<T, BucketError>> + Send,
+    ) -> Result<T, BucketError> {
+        tokio::time::sleep(ROUND_TRIP).await;
+        act.await
+    }
 }
 
 struct Mount {
@@ -71,45 +48,12 @@ struct Mount {
 impl Mount {
     fn new(store: &Arc<MemoryStore>) -> Self {
         let disk = TempDir::new().unwrap();
-        let dir = disk.path();
         let clock: Arc<dyn Clock> = clock::system();
-        let bucket =
-            Bucket::new(Arc::new(Far(store.clone())), clock.clone(), Duration::from_secs(30));
-        let read = ReadConfig {
-            dir: dir.join("blocks"),
-            cache_bytes_max: 16 << 20,
-            memory_bytes_max: 8 << 20,
-            block_bytes: 1 << 20,
-            parallel_gets: 4,
-        };
-        let write = WriteConfig {
-            dir: dir.join("staged"),
-            part_bytes: 8 << 20,
-            parallel_parts: 4,
-            dirty_bytes_max: 1 << 30,
-            staged_files_max: 1024,
-            uploads_max: 64,
-            wait_max: Duration::from_secs(30),
-        };
-        let scratch_dir = dir.join("scratch");
-        std::fs::create_dir_all(&scratch_dir).unwrap();
-        let reader = Reader::new(bucket.clone(), clock.clone(), read).unwrap();
-        let writer = Writer::new(bucket.clone(), clock.clone(), write).unwrap();
-        let config = FsConfig {
-            prefix: String::new(),
-            uid: 0,
-            gid: 0,
-            umask: 0o022,
-            read_only: false,
-            strict: true,
-            passthrough: false,
-            durability: Durability::Close,
-            inodes_max: 1 << 20,
-            mount_id: ulid(&*clock),
-            scratch_dir,
-            checkpoints: CheckpointConfig::default(),
-        };
-        Self { fs: Fs::new(config, bucket.clone(), reader, writer, clock), bucket, _disk: disk }
+        let (far, id) = (Steered::new(store.clone(), Far), ulid(&*clock));
+        let mut setup = Setup::new(far, clock, disk.path(), id, Duration::from_secs(30));
+        setup.fs.strict = true;
+        let (fs, bucket) = setup.mount().unwrap();
+        Self { fs, bucket, _disk: disk }
     }
 
     async fn find(&self, parent: Ino, name: &str) -> Option<Ino> {

@@ -24,6 +24,8 @@ mod observers;
 mod oracle;
 #[path = "simulation/play.rs"]
 mod play;
+#[path = "support/mounts.rs"]
+mod setup;
 #[path = "simulation/store.rs"]
 mod store;
 #[path = "simulation/teams.rs"]

@@ -1,20 +1,16 @@
 //! A store in memory that fails as it is told: one fault for each request, in their order.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use trialfs::bucket::memory::MemoryStore;
-use trialfs::bucket::{
-    Body, BucketError, Capabilities, Condition, Metadata, ObjectInfo, Page, Store, Written,
-};
+use trialfs::bucket::{Body, BucketError, ObjectInfo};
 use trialfs::clock::Clock;
-use trialfs::types::{ETag, Key};
+
+use super::steered::{Steer, Steered};
 
 /// What happens to one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,33 +34,35 @@ pub enum Fault {
 }
 
 #[derive(Debug)]
-pub struct Scripted {
-    pub memory: Arc<MemoryStore>,
-    script: Mutex<VecDeque<Fault>>,
-}
+pub struct Scripted(Mutex<VecDeque<Fault>>);
 
 impl Scripted {
-    pub fn new(clock: Arc<dyn Clock>, faults: impl IntoIterator<Item = Fault>) -> Arc<Self> {
+    pub fn new(
+        clock: Arc<dyn Clock>,
+        faults: impl IntoIterator<Item = Fault>,
+    ) -> Arc<Steered<Self>> {
         let script = Mutex::new(faults.into_iter().collect());
-        Arc::new(Self { memory: MemoryStore::new(clock), script })
+        Steered::new(MemoryStore::new(clock), Self(script))
     }
 
     /// Replaces what is left of the script.
     pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
-        *self.script.lock() = faults.into_iter().collect();
+        *self.0.lock() = faults.into_iter().collect();
     }
+}
 
-    fn next(&self) -> Fault {
-        self.script.lock().pop_front().unwrap_or(Fault::None)
-    }
+fn lost() -> BucketError {
+    BucketError::Unavailable("scripted".to_owned())
+}
 
+impl Steer for Scripted {
     /// Applies `act` as the next fault allows.
-    async fn run<T>(
+    async fn run<T: Send>(
         &self,
-        act: impl Future<Output = Result<T, BucketError>>,
+        act: impl Future<Output = Result<T, BucketError>> + Send,
     ) -> Result<T, BucketError> {
-        let lost = || BucketError::Unavailable("scripted".to_owned());
-        match self.next() {
+        let fault = self.0.lock().pop_front().unwrap_or(Fault::None);
+        match fault {
             Fault::Unavailable => Err(lost()),
             Fault::Busy(seconds) => Err(BucketError::Busy {
                 why: "scripted".to_owned(),
@@ -83,27 +81,15 @@ impl Scripted {
             Fault::None | Fault::BreakBody | Fault::StallBody => act.await,
         }
     }
-}
-
-#[async_trait]
-impl Store for Scripted {
-    async fn head(&self, key: &Key) -> Result<ObjectInfo, BucketError> {
-        self.run(self.memory.head(key)).await
-    }
 
     async fn get(
         &self,
-        key: &Key,
-        range: Range<u64>,
-        if_match: Option<&ETag>,
+        act: impl Future<Output = Result<(ObjectInfo, Body), BucketError>> + Send,
     ) -> Result<(ObjectInfo, Body), BucketError> {
-        let fault = self.script.lock().front().copied().unwrap_or(Fault::None);
-        let (info, body) = self.run(self.memory.get(key, range, if_match)).await?;
+        let fault = self.0.lock().front().copied().unwrap_or(Fault::None);
+        let (info, body) = self.run(act).await?;
         let body = match fault {
-            Fault::BreakBody => {
-                let broken = BucketError::Unavailable("scripted".to_owned());
-                body.take(1).chain(stream::iter([Err(broken)])).boxed()
-            }
+            Fault::BreakBody => body.take(1).chain(stream::iter([Err(lost())])).boxed(),
             Fault::StallBody => {
                 let first = body.map(|frame| frame.map(|bytes| bytes.slice(..1)));
                 first.take(1).chain(stream::pending()).boxed()
@@ -111,92 +97,5 @@ impl Store for Scripted {
             _ => body,
         };
         Ok((info, body))
-    }
-
-    async fn put(
-        &self,
-        key: &Key,
-        body: Bytes,
-        condition: &Condition,
-        metadata: &Metadata,
-    ) -> Result<Written, BucketError> {
-        self.run(self.memory.put(key, body, condition, metadata)).await
-    }
-
-    async fn delete(&self, key: &Key, if_match: Option<&ETag>) -> Result<(), BucketError> {
-        self.run(self.memory.delete(key, if_match)).await
-    }
-
-    async fn list(
-        &self,
-        prefix: &str,
-        delimiter: bool,
-        page: Option<&str>,
-        max: u16,
-    ) -> Result<Page, BucketError> {
-        self.run(self.memory.list(prefix, delimiter, page, max)).await
-    }
-
-    async fn copy(
-        &self,
-        from: &Key,
-        from_etag: Option<&ETag>,
-        to: &Key,
-        condition: &Condition,
-        metadata: &Metadata,
-    ) -> Result<Written, BucketError> {
-        self.run(self.memory.copy(from, from_etag, to, condition, metadata)).await
-    }
-
-    async fn rename(&self, from: &Key, to: &Key, condition: &Condition) -> Result<(), BucketError> {
-        self.run(self.memory.rename(from, to, condition)).await
-    }
-
-    async fn create_multipart(
-        &self,
-        key: &Key,
-        metadata: &Metadata,
-    ) -> Result<String, BucketError> {
-        self.run(self.memory.create_multipart(key, metadata)).await
-    }
-
-    async fn upload_part(
-        &self,
-        key: &Key,
-        upload: &str,
-        number: u32,
-        body: Bytes,
-    ) -> Result<String, BucketError> {
-        self.run(self.memory.upload_part(key, upload, number, body)).await
-    }
-
-    async fn upload_part_copy(
-        &self,
-        key: &Key,
-        upload: &str,
-        number: u32,
-        from: &Key,
-        from_etag: &ETag,
-        range: Range<u64>,
-    ) -> Result<String, BucketError> {
-        self.run(self.memory.upload_part_copy(key, upload, number, from, from_etag, range)).await
-    }
-
-    async fn complete_multipart(
-        &self,
-        key: &Key,
-        upload: &str,
-        parts: &[String],
-        condition: &Condition,
-    ) -> Result<Written, BucketError> {
-        self.run(self.memory.complete_multipart(key, upload, parts, condition)).await
-    }
-
-    async fn abort_multipart(&self, key: &Key, upload: &str) -> Result<(), BucketError> {
-        self.run(self.memory.abort_multipart(key, upload)).await
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.memory.capabilities()
     }
 }

@@ -10,17 +10,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use trialfs::bucket::Bucket;
 use trialfs::checkpoint::rules::Table;
 use trialfs::clock::{Clock, ulid};
-use trialfs::config::Durability;
 use trialfs::fs::error::Errno;
-use trialfs::fs::{Caller, CheckpointConfig, Closer, Fs, FsConfig, Replace, SetMode};
-use trialfs::read::{ReadConfig, Reader};
+use trialfs::fs::{Caller, CheckpointConfig, Closer, Fs, Replace, SetMode};
 use trialfs::types::{Ino, Kind};
-use trialfs::write::{WriteConfig, Writer};
 
 use super::clock::SimClock;
+use super::setup::Setup;
 use super::store::Line;
 use super::world::{Counts, World};
 
@@ -117,49 +114,17 @@ impl Mount {
             Arc::new(SimClock::new(self.world.seed, &name, self.world.start));
         let latency = self.latency.as_millis() as u64;
         let line = Line::new(&self.world, &name, &dead, self.faults, latency);
-        let bucket = Bucket::new(line, clock.clone(), IO_TIMEOUT);
         let dir = self.disk.path().join(&name);
-        let read = ReadConfig {
-            dir: dir.join("blocks"),
-            cache_bytes_max: 16 << 20,
-            memory_bytes_max: 8 << 20,
-            block_bytes: 1 << 20,
-            parallel_gets: 4,
+        let mut setup = Setup::new(line, clock, &dir, self.id.clone(), IO_TIMEOUT);
+        setup.write.part_bytes = PART_BYTES;
+        setup.fs.checkpoints = CheckpointConfig {
+            table: Table::new(Vec::new(), IDLE),
+            lease: LEASE,
+            commit_max: Duration::from_secs(120),
+            commit_wait: COMMIT_WAIT,
+            is_older: |pid| pid % 2 == 1,
         };
-        let write = WriteConfig {
-            dir: dir.join("staged"),
-            part_bytes: PART_BYTES,
-            parallel_parts: 4,
-            dirty_bytes_max: 1 << 30,
-            staged_files_max: 1000,
-            uploads_max: 100,
-            wait_max: IO_TIMEOUT,
-        };
-        let scratch_dir = dir.join("scratch");
-        std::fs::create_dir_all(&scratch_dir).unwrap();
-        let reader = Reader::new(bucket.clone(), clock.clone(), read).unwrap();
-        let writer = Writer::new(bucket.clone(), clock.clone(), write).unwrap();
-        let config = FsConfig {
-            prefix: String::new(),
-            uid: 0,
-            gid: 0,
-            umask: 0o022,
-            read_only: false,
-            strict: false,
-            passthrough: false,
-            durability: Durability::Close,
-            mount_id: self.id.clone(),
-            scratch_dir,
-            inodes_max: 1_000_000,
-            checkpoints: CheckpointConfig {
-                table: Table::new(Vec::new(), IDLE),
-                lease: LEASE,
-                commit_max: Duration::from_secs(120),
-                commit_wait: COMMIT_WAIT,
-                is_older: |pid| pid % 2 == 1,
-            },
-        };
-        let fs = Fs::new(config, bucket, reader, writer, clock);
+        let (fs, _) = setup.mount().unwrap();
         *self.life.lock() = Some(Life { fs, dead });
     }
 
