@@ -74,7 +74,7 @@ impl Caller {
             let result = self.once(operation, limit.min(self.left(end)), moves).await;
             if let Some(last) = progress.last() {
                 moved += last.saturating_duration_since(began);
-                moving = moved.min(self.policy.moving_max(bytes));
+                moving = self.policy.moving(moved, bytes);
             }
             let end = started + self.policy.io_timeout + moving;
             let error = match result {

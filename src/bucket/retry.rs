@@ -21,6 +21,8 @@ const SERVER_WORK_MAX: Duration = Duration::from_secs(128);
 /// `io_timeout` half a minute, then two.
 const WORK_ATTEMPT_GROWTH: u32 = 4;
 
+/// A body that stands still, too, is begun anew so often within the bound.
+const QUIETS_IN_BOUND: u32 = 3;
 /// Of a body, so much may be in the kernel's hands and not yet sent on a link so slow.
 const IN_KERNEL_BYTES: u64 = 1 << 20;
 
@@ -56,9 +58,17 @@ impl Policy {
     }
 
     /// How long a body on its way may stand still, or its answer take once it is gone: what the
-    /// kernel has taken of it goes on by itself.
+    /// kernel has taken of it goes on by itself. Where `io_timeout` is short that has less time, so
+    /// that a stalled socket leaves some for others.
     pub fn quiet(&self) -> Duration {
-        self.attempt(IN_KERNEL_BYTES)
+        let whole = self.io_timeout + self.moving_max(IN_KERNEL_BYTES);
+        self.attempt(IN_KERNEL_BYTES).min(whole / QUIETS_IN_BOUND)
+    }
+
+    /// How much longer than `io_timeout` an operation may take in all whose body was seen to move
+    /// for so long: that, and what the kernel had of it.
+    pub fn moving(&self, moved: Duration, bytes: u64) -> Duration {
+        (moved + self.moving_max(IN_KERNEL_BYTES)).min(self.moving_max(bytes))
     }
 
     /// How much longer than `io_timeout` an operation may take in all while `bytes` of body move.
@@ -155,6 +165,19 @@ mod tests {
     fn nothing_waits_past_the_bound() {
         let error = BucketError::TimedOut(String::new());
         assert_eq!(POLICY.wait(&error, 5, Duration::from_millis(10), 0), None);
+    }
+
+    #[test]
+    fn a_body_that_stalls_leaves_time_for_others_however_short_the_bound_is() {
+        for seconds in [3, 10, 16, 60, 120] {
+            let policy = Policy { io_timeout: Duration::from_secs(seconds) };
+            let whole = policy.io_timeout + policy.moving(Duration::ZERO, 16 << 20);
+            assert!(policy.quiet() * 3 <= whole, "{seconds} s: {:?}", policy.quiet());
+            assert!(policy.quiet() > policy.attempt(0), "{seconds} s");
+        }
+        assert_eq!(POLICY.quiet(), POLICY.attempt(IN_KERNEL_BYTES));
+        let moved = Duration::from_secs(1000);
+        assert_eq!(POLICY.moving(moved, 16 << 20), POLICY.moving_max(16 << 20));
     }
 
     #[test]
