@@ -124,16 +124,24 @@ def bucket_holds(ledger: Ledger, prefix: str, want: dict[str, bytes]):
 # ---- each alone ----------------------------------------------------------------------------------
 
 
-def test_one_third_of_the_faults_each_alone():
-    alone(list(KINDS)[0::3])
+# In lanes that take about the same time: whatever stalls is waited for.
+LANES = (["stall"], ["stall-reply", "503"], ["429", "refused", "reset-request", "flip-request"])
 
 
-def test_another_third_of_the_faults_each_alone():
-    alone(list(KINDS)[1::3])
+def test_stalls_alone():
+    alone(LANES[0])
 
 
-def test_the_last_third_of_the_faults_each_alone():
-    alone(list(KINDS)[2::3])
+def test_stalled_replies_and_slow_down_alone():
+    alone(LANES[1])
+
+
+def test_refusals_and_broken_requests_alone():
+    alone(LANES[2])
+
+
+def test_every_other_fault_alone():
+    alone([kind for kind in KINDS if not any(kind in lane for lane in LANES)])
 
 
 def alone(kinds: list[str]):
