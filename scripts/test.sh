@@ -43,6 +43,7 @@ kills           900
 two_mounts      600
 checkpoints     600
 commit_rules    300
+orbax_ranks     300
 renames         600
 tools           600
 copies          300

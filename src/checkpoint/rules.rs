@@ -156,7 +156,7 @@ impl Rule {
     /// its files go up under that.
     pub fn final_name<'a>(&self, name: &'a str) -> Option<&'a str> {
         match self.name.as_str() {
-            "orbax" => name.split_once(ORBAX_TMP).map(|(stem, _)| stem),
+            ORBAX => name.split_once(ORBAX_TMP).map(|(stem, _)| stem),
             "hf" => name.strip_prefix("tmp-"),
             _ => None,
         }
@@ -303,16 +303,16 @@ pub enum Due {
     Seal(Sign),
 }
 
+/// What a user says for [`orbax`].
+const ORBAX: &str = "orbax";
 const ORBAX_TMP: &str = ".orbax-checkpoint-tmp";
 
 fn patterns<const N: usize>(texts: [&str; N]) -> Vec<Pattern> {
     texts.iter().map(|text| Pattern::known(text)).collect()
 }
 
-/// The presets, in the order in which they are tried.
-pub fn presets(idle: Duration) -> Vec<Rule> {
-    let event = |events: Vec<Inside>, quiet| Fires::Event { events, quiet };
-    let exact = |name: &str, known_by, fires| Rule {
+fn exact(name: &str, known_by: KnownBy, fires: Fires, idle: Duration) -> Rule {
+    Rule {
         name: name.into(),
         known_by,
         fires,
@@ -320,40 +320,43 @@ pub fn presets(idle: Duration) -> Vec<Rule> {
         without_sign: WithoutSign::StayHidden,
         loss: Loss::Poison,
         directory_fsync: DirectoryFsync::IsNoSign,
-    };
-    let ray_train = patterns(["checkpoint_<n>-<n>-<n>_<n>-<n>-<n>.<n>"]);
+    }
+}
+
+/// The presets, in the order in which they are tried.
+pub fn presets(idle: Duration) -> Vec<Rule> {
+    let ray = KnownBy::Name(patterns(["checkpoint_<n>"]));
+    let ray_train = KnownBy::Name(patterns(["checkpoint_<n>-<n>-<n>_<n>-<n>-<n>.<n>"]));
+    let dcp = KnownBy::Content(patterns(["*.distcp", ".metadata.tmp"]));
+    let hf = KnownBy::Name(patterns(["checkpoint-<n>", "tmp-checkpoint-<n>"]));
     let renamed = Inside::RenamedTo(Pattern::known(".metadata"));
-    let orbax = patterns(["*.orbax-checkpoint-tmp*"]);
-    let success = Inside::Closed(Pattern::known("commit_success.txt"));
+    let renamed = Fires::Event { events: vec![renamed], quiet: Duration::ZERO };
     let state = Inside::Closed(Pattern::known("trainer_state.json"));
+    let state = vec![state, Inside::DirectoryRenamed];
+    let state = Fires::Event { events: state, quiet: HF_QUIET };
     vec![
         Rule {
-            fires: Fires::Quiet,
             without_sign: WithoutSign::Seal,
             loss: Loss::Alone,
             directory_fsync: DirectoryFsync::Commits,
-            ..exact("ray", KnownBy::Name(patterns(["checkpoint_<n>"])), Fires::Quiet)
+            ..exact("ray", ray, Fires::Quiet, idle)
         },
-        exact("ray-train", KnownBy::Name(ray_train), Fires::Named),
-        exact(
-            "dcp",
-            KnownBy::Content(patterns(["*.distcp", ".metadata.tmp"])),
-            event(vec![renamed], Duration::ZERO),
-        ),
-        exact(
-            "orbax",
-            KnownBy::Name(orbax),
-            event(vec![Inside::DirectoryRenamed, success], Duration::ZERO),
-        ),
-        Rule {
-            without_sign: WithoutSign::Seal,
-            ..exact(
-                "hf",
-                KnownBy::Name(patterns(["checkpoint-<n>", "tmp-checkpoint-<n>"])),
-                event(vec![state, Inside::DirectoryRenamed], HF_QUIET),
-            )
-        },
+        exact("ray-train", ray_train, Fires::Named, idle),
+        exact("dcp", dcp, renamed, idle),
+        Rule { without_sign: WithoutSign::Seal, ..exact("hf", hf, state, idle) },
     ]
+}
+
+/// The preset that is gone by only where a user names it: of Orbax on one host. On several, each
+/// reads what the others wrote before the directory is complete, so nobody may hide it; Orbax's own
+/// temporary name and the rename of a directory, which is one step, do without a rule.
+///
+/// The rename alone is the sign: Orbax closes its `commit_success.txt` in the directory of the
+/// temporary name, and renames that then.
+pub fn orbax(idle: Duration) -> Rule {
+    let known_by = KnownBy::Name(patterns(["*.orbax-checkpoint-tmp*"]));
+    let fires = Fires::Event { events: vec![Inside::DirectoryRenamed], quiet: Duration::ZERO };
+    exact(ORBAX, known_by, fires, idle)
 }
 
 #[cfg(test)]

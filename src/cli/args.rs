@@ -130,7 +130,7 @@ pub struct MountArgs {
 #[command(next_help_heading = "Checkpoint directories")]
 pub struct CheckpointArgs {
     /// One more kind of directory that appears whole or not at all: NAME:PATTERN[,KEY=VALUE...],
-    /// as mine:ckpt-<n>,sign=DONE; may be given again
+    /// as mine:ckpt-<n>,sign=DONE, or `orbax` for Orbax on one host; may be given again
     #[arg(long, value_name = "RULE")]
     pub rule: Vec<String>,
     /// A file of such rules, one to a line

@@ -24,6 +24,13 @@ const SGID: u32 = 0o2000;
 /// How often a directory is listed anew because a rename came between it and its records.
 const LISTS_MAX: usize = 8;
 
+/// What is done about a directory of which there is nothing to show until others commit it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Unsealed {
+    Wait,
+    Leave,
+}
+
 /// One name of a directory, as readdir gives it.
 #[derive(Clone, Debug)]
 pub struct DirectoryEntry {
@@ -34,15 +41,16 @@ pub struct DirectoryEntry {
 
 impl Fs {
     /// Lists the directory: that it is gone can only be told here, since readdir(3) takes ENOENT
-    /// for the end.
+    /// for the end. What others have not committed is waited for when it is read, not here: a rank
+    /// opens the directory that another one made only to sync it.
     pub async fn opendir(&self, ino: Ino) -> Result<u64, Errno> {
-        let listing = self.list_directory(ino).await?;
+        let listing = self.list_if_any(ino, Unsealed::Leave).await?;
         self.check_names_above(ino).await?;
         let mut namespace = self.namespace.lock();
         let inode = namespace.get_mut(ino).ok_or(Errno::ESTALE)?;
         inode.opens += 1;
         drop(namespace);
-        let listing = Listed { snapshot: Arc::new(listing), read: false };
+        let listing = Listed { snapshot: listing.map(Arc::new), read: false };
         let open = OpenDirectory { ino, listing: tokio::sync::Mutex::new(listing) };
         Ok(self.handles.add(Handle::Directory(Arc::new(open))))
     }
@@ -60,16 +68,26 @@ impl Fs {
     pub async fn read_directory(&self, handle: u64, offset: u64) -> Result<Arc<Snapshot>, Errno> {
         let open = self.handles.directory(handle)?;
         let mut listing = open.listing.lock().await;
-        if offset == 0 && listing.read {
-            let snapshot = self.list_directory(open.ino).await?;
-            self.check_names_above(open.ino).await?;
-            listing.snapshot = Arc::new(snapshot);
-        }
-        listing.read = true;
-        Ok(listing.snapshot.clone())
+        let known = listing.snapshot.clone().filter(|_| offset > 0 || !listing.read);
+        let snapshot = match known {
+            Some(snapshot) => snapshot,
+            None => {
+                let snapshot = Arc::new(self.list_directory(open.ino).await?);
+                self.check_names_above(open.ino).await?;
+                snapshot
+            }
+        };
+        *listing = Listed { snapshot: Some(snapshot.clone()), read: true };
+        Ok(snapshot)
     }
 
     pub(super) async fn list_directory(&self, ino: Ino) -> Result<Snapshot, Errno> {
+        let listing = self.list_if_any(ino, Unsealed::Wait).await?;
+        listing.ok_or(Errno::ETIMEDOUT)
+    }
+
+    /// `None` only with [`Unsealed::Leave`].
+    async fn list_if_any(&self, ino: Ino, unsealed: Unsealed) -> Result<Option<Snapshot>, Errno> {
         self.end_dead_attempts().await?;
         let (prefix, asked) = {
             let namespace = self.namespace.lock();
@@ -81,6 +99,11 @@ impl Fs {
         let mut listing = self.list_and_records(ino, place.as_ref(), &prefix).await?;
         if !listing.exists() && ino != Ino::ROOT {
             // Somebody may be writing it: what there is to read comes with the commit.
+            if let (Some(place), Unsealed::Leave) = (&place, unsealed)
+                && self.awaits_others(place).await?
+            {
+                return Ok(None);
+            }
             if let Some(place) = &place
                 && self.wait_for_seal(place).await?
             {
@@ -113,7 +136,8 @@ impl Fs {
         learn_listing(&mut namespace, ino, told, asked, true);
         drop(namespace);
         self.note_odd(odd);
-        Ok(Snapshot::new(asked, Listing { entries: listing.entries, ..Listing::default() }, local))
+        let listing = Listing { entries: listing.entries, ..Listing::default() };
+        Ok(Some(Snapshot::new(asked, listing, local)))
     }
 
     /// One LIST; in a checkpoint directory of one commit.

@@ -214,7 +214,8 @@ pub struct OpenDirectory {
 /// What an open directory is read from.
 #[derive(Debug)]
 pub struct Listed {
-    pub snapshot: Arc<Snapshot>,
+    /// `None`: not asked for yet.
+    pub snapshot: Option<Arc<Snapshot>>,
     /// Whether a read from the start has used it.
     pub read: bool,
 }

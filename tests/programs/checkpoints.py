@@ -20,6 +20,7 @@ from support import Mount, eventually, main, run, s3, scratch, unique
 
 PYTHON = sys.executable
 LEASE = "2s"
+ORBAX = ("--rule", "orbax")
 # Of many checkpoints so many are read again and again; all are counted at each step.
 RECENT = 30
 FILES = 20
@@ -202,7 +203,7 @@ def test_a_snapshot_commits_what_it_names_before_it_is_seen():
 
 
 def test_a_directory_renamed_to_its_final_name_is_there_when_rename_returns():
-    prefix, a, b = two("renamed")
+    prefix, a, b = two("renamed", *ORBAX)
     write(a.path / "ckpt.orbax-checkpoint-tmp-7")
     (a.path / "ckpt.orbax-checkpoint-tmp-7" / "item.orbax-checkpoint-tmp-8").mkdir()
     (a.path / "ckpt.orbax-checkpoint-tmp-7" / "item.orbax-checkpoint-tmp-8" / "data").write_bytes(b"d" * 100)
@@ -256,9 +257,30 @@ def test_dcp_ranks_on_three_mounts():
         mount.stop()
 
 
+def test_a_rank_syncs_a_directory_that_another_writes_and_waits_for_nobody():
+    """tensorstore syncs every directory above what it wrote, also those that another host made."""
+    prefix, a, b = two("syncdir", "--commit-wait", "3s", *ORBAX)
+    tmp = "5.orbax-checkpoint-tmp"
+    (a.path / tmp).mkdir()
+    (a.path / tmp / "f").write_bytes(b"f")
+    started = time.monotonic()
+    directory = os.open(b.path / tmp, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(directory)
+    assert time.monotonic() - started < 1, "who only syncs a directory waits for its commit"
+    try:
+        raise AssertionError(f"{os.listdir(directory)} is listed before its commit")
+    except OSError as e:
+        assert e.errno == errno.ETIMEDOUT, e
+    os.rename(a.path / tmp, a.path / "5")
+    os.close(directory)
+    eventually("whole", lambda: names(b.path / "5") == ["f"])
+    a.stop()
+    b.stop()
+
+
 def test_orbax_hosts_on_two_mounts():
-    prefix, a, b = two("orbaxhosts")
-    c = Mount(prefix, "--lease", LEASE, name="c")
+    prefix, a, b = two("orbaxhosts", *ORBAX)
+    c = Mount(prefix, "--lease", LEASE, *ORBAX, name="c")
     tmp = "5.orbax-checkpoint-tmp-1234"
     (a.path / tmp).mkdir()
     (a.path / tmp / "default.orbax-checkpoint-tmp-99").mkdir()
@@ -390,7 +412,7 @@ def test_ranks_that_end_at_once_are_committed_and_agree_on_a_name():
 
 
 def test_another_node_or_a_later_mount_may_rename_to_the_final_name():
-    prefix, a, b = two("othernode")
+    prefix, a, b = two("othernode", *ORBAX)
     write(a.path / "7.orbax-checkpoint-tmp-1", 3)
     os.rename(b.path / "7.orbax-checkpoint-tmp-1", b.path / "7")
     for mount in (b, a):

@@ -79,7 +79,7 @@ def test_what_has_no_exact_sign_is_committed_after_commit_max():
 
 
 def test_a_clean_unmount_commits_what_has_no_exact_sign_and_an_explicit_commit_the_rest():
-    prefix, (a, b) = mounts("clean", "--rule", "mine:save-<n>,sign=DONE", "--rule", "shy:shy-<n>,sign=DONE,without-sign=hide")
+    prefix, (a, b) = mounts("clean", "--rule", "mine:save-<n>,sign=DONE", "--rule", "shy:shy-<n>,sign=DONE,without-sign=hide", "--rule", "orbax")
     for name in ("checkpoint-5", "save-1", "shy-1", "7.orbax-checkpoint-tmp-1", "checkpoint_2026-01-02_03-04-05.6"):
         fill(a.path / name, "one", "two")
     a.stop()

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use trialfs::checkpoint::rules::Table;
+use trialfs::checkpoint::rules::{self, Table};
 use trialfs::clock::{Clock, ulid};
 use trialfs::fs::error::Errno;
 use trialfs::fs::{Caller, CheckpointConfig, Closer, Fs, Replace, SetMode};
@@ -118,7 +118,7 @@ impl Mount {
         let mut setup = Setup::new(line, clock, &dir, self.id.clone(), IO_TIMEOUT);
         setup.write.part_bytes = PART_BYTES;
         setup.fs.checkpoints = CheckpointConfig {
-            table: Table::new(Vec::new(), IDLE),
+            table: Table::new(vec![rules::orbax(IDLE)], IDLE),
             lease: LEASE,
             commit_max: Duration::from_secs(120),
             commit_wait: COMMIT_WAIT,

@@ -1,4 +1,4 @@
-//! A user's rules: `NAME:PATTERN[,KEY=VALUE...]`, in a flag or one to a line of a file.
+//! A user's rules: `NAME:PATTERN[,KEY=VALUE...]`, or `orbax` for that preset, in a flag or one to a line of a file.
 //!
 //! Owns the spelling and its errors, which say what was expected. Does not own reading the file.
 //!
@@ -13,7 +13,9 @@
 
 use std::time::Duration;
 
-use super::{DirectoryFsync, Fires, Inside, KnownBy, Pattern, RULES_MAX, Rule, WithoutSign};
+use super::{
+    DirectoryFsync, Fires, Inside, KnownBy, ORBAX, Pattern, RULES_MAX, Rule, WithoutSign, orbax,
+};
 use crate::checkpoint::record::Loss;
 
 /// The longest file of rules, in bytes.
@@ -22,7 +24,7 @@ pub const RULES_BYTES_MAX: usize = 64 << 10;
 /// Why a text is no rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
-    #[error("`{0}`: a rule is NAME:PATTERN[,KEY=VALUE...]")]
+    #[error("`{0}`: a rule is NAME:PATTERN[,KEY=VALUE...], or `orbax`")]
     Form(String),
     #[error("`{0}`: {pattern}", pattern = super::pattern::BadPattern)]
     Pattern(String),
@@ -38,6 +40,9 @@ pub enum RuleError {
 
 /// The rule of one flag; `idle` is the default for it.
 pub fn rule_from_flag(text: &str, idle: Duration) -> Result<Rule, RuleError> {
+    if text.trim() == ORBAX {
+        return Ok(orbax(idle));
+    }
     let form = || RuleError::Form(text.into());
     let (name, rest) = text.trim().split_once(':').ok_or_else(form)?;
     let mut fields = rest.split(',');

@@ -10,11 +10,11 @@ const IDLE: Duration = COMMIT_IDLE_DEFAULT;
 const MAX: Duration = COMMIT_MAX_DEFAULT;
 
 fn table() -> Table {
-    Table::new(Vec::new(), IDLE)
+    Table::new(vec![rule_from_flag("orbax", IDLE).unwrap()], IDLE)
 }
 
 fn rule(name: &str) -> Rule {
-    presets(IDLE).into_iter().find(|rule| rule.name == name).unwrap()
+    table().rules().iter().find(|rule| rule.name == name).unwrap().clone()
 }
 
 fn ms(ms: u64) -> Duration {
@@ -92,8 +92,15 @@ fn exact_signs_fire_at_once_and_nothing_else_does() {
     assert!(rule("dcp").is_sign(&Event::Renamed { to: ".metadata" }));
     assert!(!rule("dcp").is_sign(&Event::Closed(".metadata")));
     assert!(rule("orbax").is_sign(&Event::DirectoryRenamed));
-    assert!(rule("orbax").is_sign(&Event::Closed("commit_success.txt")));
+    assert!(!rule("orbax").is_sign(&Event::Closed("commit_success.txt")), "the rename follows");
     assert!(!rule("ray").is_sign(&Event::Named));
+}
+
+#[test]
+fn orbax_is_gone_by_only_where_it_is_asked_for() {
+    let directory = ["5.orbax-checkpoint-tmp"];
+    assert!(Table::new(Vec::new(), IDLE).owner(&directory).is_none());
+    assert!(table().owner(&directory).is_some());
 }
 
 #[test]

@@ -72,6 +72,16 @@ impl Fs {
         driver.observe(self.publishing(), prefix).await
     }
 
+    /// Whether only others write there, so that what there is to show comes with their commit.
+    pub(in crate::fs) async fn awaits_others(&self, place: &Place) -> Result<bool, Errno> {
+        let others = {
+            let mut driver = place.checkpoint.driver.lock().await;
+            driver.look().await?;
+            self.has_others(&place.checkpoint, &driver)
+        };
+        Ok(others && !place.checkpoint.is_busy())
+    }
+
     /// Waits until somebody else's transaction is decided, where nothing else is to be shown.
     /// `true`: something may be there now. ETIMEDOUT after `--commit-wait`.
     pub(in crate::fs) async fn wait_for_seal(&self, place: &Place) -> Result<bool, Errno> {
