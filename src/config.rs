@@ -104,7 +104,7 @@ pub struct CountLimits {
     pub staged_files: Option<usize>,
     /// Uploads that run; a file that is closed past them waits.
     pub uploads: usize,
-    /// Requests of programs that wait for something.
+    /// Requests that only read and wait for the store.
     pub requests: usize,
     /// Names that the kernel may know; past most of them it is asked to forget those not in use.
     pub inodes: usize,

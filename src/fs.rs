@@ -92,6 +92,17 @@ pub trait Kernel: Send + Sync {
     async fn invalidate_attributes(&self, ino: Ino);
     /// Makes the kernel ask for a name again, some time soon.
     fn forget_name(&self, parent: Ino, name: &Name);
+    /// Has the kernel let go of inodes, as far as nothing uses them, and returns once it was told:
+    /// what it lets go of comes back by [`Fs::forget`], some time soon.
+    async fn let_go(&self, idle: Vec<Idle>);
+}
+
+/// An inode that the kernel knows, which nobody uses as far as is seen from here.
+#[derive(Clone, Debug)]
+pub struct Idle {
+    pub ino: Ino,
+    pub parent: Ino,
+    pub name: Name,
 }
 
 #[derive(Clone, Debug)]
@@ -112,6 +123,8 @@ pub struct FsConfig {
     pub checkpoints: CheckpointConfig,
     /// Names that may be known at a time.
     pub inodes_max: usize,
+    /// How long one more waits for others to go, before ENFILE.
+    pub wait_max: Duration,
 }
 
 /// Who calls.
@@ -197,8 +210,7 @@ pub struct Fs {
     odd_keys: AtomicU64,
     odd_key_names: Mutex<Vec<String>>,
     unseen: processes::Unseen,
-    /// When the kernel was last asked to forget names.
-    thinned: Mutex<Option<Instant>>,
+    crowd: crowd::Crowd,
 }
 
 impl Fs {
@@ -239,7 +251,7 @@ impl Fs {
             odd_keys: AtomicU64::new(0),
             odd_key_names: Mutex::new(Vec::new()),
             unseen: processes::Unseen::default(),
-            thinned: Mutex::default(),
+            crowd: crowd::Crowd::default(),
         });
         tokio::spawn(records::flush_now_and_then(Arc::downgrade(&fs)));
         fs
@@ -331,11 +343,6 @@ impl Fs {
         self.drain_moves().await;
         self.record_directory_times();
         failed.len() + waiting + checkpoints + self.flush_records().await
-    }
-
-    /// The kernel gave back references to an inode.
-    pub fn forget(&self, ino: Ino, lookups: u64) {
-        self.namespace.lock().forget(ino, lookups);
     }
 
     fn ttl(&self) -> Duration {

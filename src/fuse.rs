@@ -12,6 +12,7 @@ mod backing;
 mod closer;
 mod convert;
 mod listing;
+mod negotiate;
 mod notifier;
 pub mod run;
 
@@ -27,30 +28,22 @@ use crate::fs::error::Errno;
 use crate::fs::{CopyRange, Fs, Replace, SetAttributes, SetMode};
 use crate::types::Ino;
 use fuser::{
-    AccessFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    AccessFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 
 use backing::{Backings, reply_created, reply_opened, unback};
 use closer::closer;
 use convert::{
-    CAPABILITIES, attr, caller, errno, moment, reply_attr, reply_empty, reply_entry, reply_written,
-    reply_xattr,
+    attr, caller, errno, moment, reply_attr, reply_empty, reply_entry, reply_written, reply_xattr,
 };
 use listing::{entries, names};
+use negotiate::negotiate;
 use notifier::Notifier;
 use run::{Requests, bounded};
 
-/// The largest write the kernel sends at once, in bytes; as large as it goes without more pages.
-const WRITE_BYTES_MAX: u32 = 1 << 20;
-/// How far the kernel reads ahead, in bytes: with 20 ms a request less starves a fast network.
-const READAHEAD_BYTES: u32 = 16 << 20;
-/// Requests the kernel keeps under way in the background: enough to cover that read-ahead.
-const BACKGROUND_MAX: u16 = 64;
-/// A backing file may itself lie on one stacked file system (a container's overlay).
-const STACK_DEPTH_MAX: u32 = 2;
 /// The bound on operations that move a file's bytes: the store's own bounds come first.
 const TRANSFER_DEADLINE: Duration = Duration::from_secs(3600);
 /// What statfs reports: a bucket has no size, so a petabyte, free.
@@ -89,8 +82,9 @@ pub fn serve(
     let mut config = fuser::Config::default();
     config.n_threads = Some(options.threads);
     let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let device = fd.try_clone()?;
     let session = Session::from_fd(shim, fd, acl, config)?;
-    fs.set_kernel(Arc::new(Notifier::start(session.notifier())?));
+    fs.set_kernel(Arc::new(Notifier::start(session.notifier(), device)?));
     Ok(Serving { session: session.spawn()? })
 }
 
@@ -113,19 +107,7 @@ impl Shim {
 
 impl Filesystem for Shim {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for wanted in CAPABILITIES {
-            if config.add_capabilities(wanted).is_err() {
-                tracing::info!(?wanted, "the kernel is too old for this");
-            }
-        }
-        let _ = config.set_max_write(WRITE_BYTES_MAX);
-        let _ = config.set_max_background(BACKGROUND_MAX);
-        if let Err(most) = config.set_max_readahead(READAHEAD_BYTES) {
-            let _ = config.set_max_readahead(most);
-        }
-        let passes = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-            && config.set_max_stack_depth(STACK_DEPTH_MAX).is_ok();
-        if !passes {
+        if !negotiate(config) {
             self.fs.disable_passthrough();
         }
         Ok(())
@@ -133,7 +115,12 @@ impl Filesystem for Shim {
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (fs, name, deadline) = (self.fs.clone(), name.to_owned(), self.deadline());
+        let turn = self.requests.turn();
         self.run(async move {
+            if let Err(error) = fs.room_to_look_up(Ino(parent.0), &name).await {
+                return reply.error(errno(error));
+            }
+            let _turn = turn.await;
             reply_entry(reply, bounded(deadline, fs.lookup(Ino(parent.0), &name)).await);
         });
     }
@@ -144,7 +131,7 @@ impl Filesystem for Shim {
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let (fs, deadline) = (self.fs.clone(), self.deadline());
-        self.run(async move {
+        self.requests.run_reading(async move {
             reply_attr(reply, bounded(deadline, fs.getattr(Ino(ino.0))).await);
         });
     }
@@ -184,7 +171,7 @@ impl Filesystem for Shim {
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
         let (fs, deadline) = (self.fs.clone(), self.deadline());
-        self.run(async move {
+        self.requests.run_reading(async move {
             match bounded(deadline, fs.readlink(Ino(ino.0))).await {
                 Ok(target) => reply.data(target.as_bytes()),
                 Err(error) => reply.error(errno(error)),
@@ -295,7 +282,7 @@ impl Filesystem for Shim {
         let (fs, backings) = (self.fs.clone(), self.backings.clone());
         let truncated = flags.0 & libc::O_TRUNC != 0 && request.uid() != 0;
         let pid = request.pid();
-        self.requests.run_at_once(async move {
+        self.run(async move {
             let opened = bounded(TRANSFER_DEADLINE, fs.open(Ino(ino.0), flags.0, pid)).await;
             let opened = match opened {
                 Ok(opened) => opened,
@@ -320,7 +307,7 @@ impl Filesystem for Shim {
     ) {
         let (fs, backings) = (self.fs.clone(), self.backings.clone());
         let (name, caller, deadline) = (name.to_owned(), caller(request), self.deadline());
-        self.requests.run_at_once(async move {
+        self.run(async move {
             let created = fs.create(Ino(parent.0), &name, mode, flags, caller);
             match bounded(deadline, created).await {
                 Ok((entry, opened)) => reply_created(&fs, &backings, &entry, opened, reply),
@@ -341,7 +328,7 @@ impl Filesystem for Shim {
         reply: ReplyData,
     ) {
         let fs = self.fs.clone();
-        self.run(async move {
+        self.requests.run_reading(async move {
             match bounded(TRANSFER_DEADLINE, fs.read(handle.0, offset, size)).await {
                 Ok(data) => reply.data(&data),
                 Err(error) => reply.error(errno(error)),
@@ -404,7 +391,7 @@ impl Filesystem for Shim {
         reply: ReplyEmpty,
     ) {
         let (fs, closer) = (self.fs.clone(), closer(request.pid()));
-        self.requests.run_at_once(async move {
+        self.run(async move {
             reply_empty(reply, bounded(TRANSFER_DEADLINE, fs.flush(handle.0, closer)).await);
         });
     }
@@ -420,7 +407,7 @@ impl Filesystem for Shim {
         reply: ReplyEmpty,
     ) {
         let (fs, backings) = (self.fs.clone(), self.backings.clone());
-        self.requests.run_at_once(async move {
+        self.run(async move {
             if fs.passes_through(handle.0) {
                 unback(&backings, ino.0);
             }
@@ -438,14 +425,14 @@ impl Filesystem for Shim {
         reply: ReplyEmpty,
     ) {
         let fs = self.fs.clone();
-        self.requests.run_at_once(async move {
+        self.run(async move {
             reply_empty(reply, bounded(TRANSFER_DEADLINE, fs.fsync(handle.0)).await);
         });
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let (fs, deadline) = (self.fs.clone(), self.deadline());
-        self.run(async move {
+        self.requests.run_reading(async move {
             match bounded(deadline, fs.opendir(Ino(ino.0))).await {
                 Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
                 Err(error) => reply.error(errno(error)),
@@ -462,7 +449,7 @@ impl Filesystem for Shim {
         reply: ReplyDirectory,
     ) {
         let (fs, deadline) = (self.fs.clone(), self.deadline());
-        self.run(async move {
+        self.requests.run_reading(async move {
             match bounded(deadline, fs.read_directory(handle.0, offset)).await {
                 Ok(snapshot) => names(&fs, ino, &snapshot, offset, reply),
                 Err(error) => reply.error(errno(error)),
@@ -479,7 +466,7 @@ impl Filesystem for Shim {
         reply: ReplyDirectoryPlus,
     ) {
         let (fs, deadline) = (self.fs.clone(), self.deadline());
-        self.run(async move {
+        self.requests.run_reading(async move {
             let told = async {
                 let snapshot = fs.read_directory(handle.0, offset).await?;
                 Ok((snapshot, attr(&fs.getattr(Ino(ino.0)).await?.stat)))
@@ -559,7 +546,7 @@ impl Filesystem for Shim {
             return reply.error(errno(Errno::EOPNOTSUPP));
         };
         let (fs, deadline) = (self.fs.clone(), self.deadline());
-        self.run(async move {
+        self.requests.run_reading(async move {
             let value = bounded(deadline, fs.getxattr(Ino(ino.0), &name)).await;
             reply_xattr(reply, size, value);
         });
@@ -567,7 +554,7 @@ impl Filesystem for Shim {
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let (fs, deadline) = (self.fs.clone(), self.deadline());
-        self.run(async move {
+        self.requests.run_reading(async move {
             reply_xattr(reply, size, bounded(deadline, fs.listxattr(Ino(ino.0))).await);
         });
     }

@@ -174,11 +174,12 @@ pub struct LimitArgs {
     #[arg(long, value_name = "N", default_value = "256")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub upload_limit: u32,
-    /// Requests of programs that wait for the store at a time; past it the next wait to begin
+    /// Reads and look-ups that wait for the store at a time; past it the next wait to begin
     #[arg(long, value_name = "N", default_value = "16384")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub request_limit: u32,
-    /// Names known at a time; past three quarters those not in use are forgotten, past all ENFILE
+    /// Names known at a time; from three quarters on those not in use are forgotten, past all one
+    /// more waits, and ENFILE where all are in use
     #[arg(long, value_name = "N", default_value = "1000000")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub inode_limit: u32,

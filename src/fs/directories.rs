@@ -262,16 +262,18 @@ impl Fs {
     }
 
     /// Whether readdirplus has all that stat would tell. Of a directory that is not known the
-    /// listing does not tell the times: the kernel is to ask for it by itself.
+    /// listing does not tell the times: the kernel is to ask for it by itself. So it is where many
+    /// names are known: a listing is no reason to know more.
     pub fn is_told(&self, parent: Ino, snapshot: &Snapshot, index: usize) -> bool {
         let Some((name, entry)) = snapshot.entries.get(index) else { return false };
-        let (now, ttl) = (self.clock.now(), self.ttl());
+        let (now, ttl, crowded) = (self.clock.now(), self.ttl(), self.is_crowded());
         let namespace = self.namespace.lock();
         match (namespace.child(parent, name), entry) {
             (Some(child), _) if child.kind == Kind::Directory => {
                 namespace.is_fresh(child.ino, now, ttl)
             }
             (None, SnapshotEntry::Seen(SeenEntry::Directory)) => false,
+            (None, _) => !crowded,
             _ => true,
         }
     }

@@ -42,6 +42,15 @@ enum Found {
 }
 
 impl Fs {
+    /// Waits until the inode that a name leads to may be known, if it is not yet: before a lookup.
+    pub async fn room_to_look_up(&self, parent: Ino, name: &OsStr) -> Result<(), Errno> {
+        let Ok(name) = name_of(name) else { return Ok(()) };
+        if self.namespace.lock().child(parent, &name).is_some() {
+            return Ok(());
+        }
+        self.room_for_a_name().await
+    }
+
     /// The inode a name leads to; the kernel gets a reference.
     pub async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Entry, Errno> {
         let name = match name_of(name) {
@@ -51,9 +60,6 @@ impl Fs {
         let key = self.namespace.lock().child_key(parent, &name).ok_or(Errno::ESTALE)?;
         if !key.fits() {
             return Err(Errno::ENAMETOOLONG);
-        }
-        if self.namespace.lock().child(parent, &name).is_none() {
-            self.room_for_a_name().await?;
         }
         let ino = self.resolve(parent, &name).await?.ok_or(Errno::ENOENT)?;
         self.entry(ino)

@@ -1,5 +1,13 @@
 //! Requests run: at once where memory answers, else as tasks, each with a deadline; and the bound
-//! on how many wait.
+//! on how many wait for the store.
+//!
+//! Who takes a turn: requests that only read (lookup, getattr, read, readlink, directories,
+//! extended attributes). What they wait for is the store, which needs no other request. All others
+//! take none: they may wait for a place, for room for dirty bytes or for the `io` of an inode whose
+//! holder waits for such, and that is set free by another program's close, before which it may
+//! want to read. A lookup waits for room for its name before it takes its turn. So whoever holds
+//! a turn ends by itself, and nobody waits in a circle; what takes no turn is bounded by the limits
+//! that it waits at.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,7 +17,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::fs::error::Errno;
 
@@ -39,39 +47,34 @@ impl Requests {
         RequestsStatus { waiting, waiting_max: self.max }
     }
 
-    /// Runs a request: at once if it need not wait, else as a task. Past the bound it waits for its
-    /// turn before it begins, so that it holds nothing meanwhile.
-    pub(super) fn run(&self, request: impl Future<Output = ()> + Send + 'static) {
-        if let Ok(turn) = self.turns.clone().try_acquire_owned() {
-            return begin(&self.runtime, request, Some(turn));
-        }
+    /// Runs a request that only reads. Past the bound it waits for its turn before it begins, so
+    /// that it holds nothing meanwhile.
+    pub(super) fn run_reading(&self, request: impl Future<Output = ()> + Send + 'static) {
         let turns = self.turns.clone();
-        self.runtime.spawn(async move {
-            let _turn = turns.acquire_owned().await; // never closed
+        self.run(async move {
+            let _turn = turns.acquire().await; // never closed
             request.await;
         });
     }
 
-    /// Runs one that sets others free, and so waits for no turn.
-    pub(super) fn run_at_once(&self, request: impl Future<Output = ()> + Send + 'static) {
-        begin(&self.runtime, request, None);
+    /// A turn, for a part of a request.
+    pub(super) fn turn(&self) -> impl Future<Output = impl Send> + Send + 'static {
+        self.turns.clone().acquire_owned()
+    }
+
+    /// Runs a request: at once if it need not wait, else as a task.
+    pub(super) fn run(&self, request: impl Future<Output = ()> + Send + 'static) {
+        begin(&self.runtime, request);
     }
 }
 
-fn begin(
-    runtime: &Handle,
-    request: impl Future<Output = ()> + Send + 'static,
-    turn: Option<OwnedSemaphorePermit>,
-) {
+fn begin(runtime: &Handle, request: impl Future<Output = ()> + Send + 'static) {
     let _runtime = runtime.enter();
     let mut request: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(request);
     let mut nobody = Context::from_waker(Waker::noop());
     match catch_unwind(AssertUnwindSafe(|| request.as_mut().poll(&mut nobody))) {
         Ok(Poll::Ready(())) => {}
-        Ok(Poll::Pending) => drop(runtime.spawn(async move {
-            let _turn = turn;
-            request.await;
-        })),
+        Ok(Poll::Pending) => drop(runtime.spawn(request)),
         // Dropping the request answers EIO; the panic hook has logged and counted it.
         Err(_) => drop(catch_unwind(AssertUnwindSafe(|| drop(request)))),
     }
@@ -133,16 +136,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn past_the_bound_requests_wait_but_not_those_that_set_others_free() {
+    async fn past_the_bound_those_that_read_wait_but_none_that_sets_others_free() {
         let requests = Requests::new(Handle::current(), 1);
         let (open, gate) = oneshot::channel::<()>();
-        requests.run(async move { drop(gate.await) });
+        requests.run_reading(async move { drop(gate.await) });
         let (second, mut waits) = reply();
-        requests.run(async move { drop(second) });
+        requests.run_reading(async move { drop(second) });
         assert_eq!(requests.status(), RequestsStatus { waiting: 1, waiting_max: 1 });
         tokio::task::yield_now().await;
         assert!(waits.try_recv().is_err());
-        requests.run_at_once(async move { open.send(()).unwrap() });
+        requests.run(async move { open.send(()).unwrap() });
         waits.await.unwrap();
     }
 

@@ -109,6 +109,7 @@ pub async fn assemble(
         scratch_dir,
         checkpoints: checkpoint_config(config)?,
         inodes_max: config.counts.inodes,
+        wait_max: config.io_timeout / 2, // the rest is for the operation that waited
     };
     if config.durability == Durability::Local {
         writer.journal().with_context(|| unusable(cache.path()))?;

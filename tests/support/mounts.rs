@@ -59,6 +59,7 @@ impl Setup {
             passthrough: false,
             durability: Durability::Close,
             inodes_max: 1 << 20,
+            wait_max: io_timeout,
             mount_id,
             scratch_dir: dir.join("scratch"),
             checkpoints: CheckpointConfig::default(),
