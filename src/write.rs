@@ -231,6 +231,11 @@ impl Writer {
         self.shared.places.wait().await
     }
 
+    /// Whether the next file that is to be staged has to wait. No request.
+    pub fn is_out_of_places(&self) -> bool {
+        self.shared.places.is_full()
+    }
+
     /// Aborts a prepared upload that nothing will ever complete; nobody waits for it. One request.
     pub fn abort(&self, key: &Key, upload: &str) {
         self.shared.abort(key.clone(), upload.to_owned());

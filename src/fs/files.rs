@@ -72,7 +72,8 @@ impl Fs {
         // Before anything that a close may want.
         let file = self.handles.shared_if_any(ino);
         let staged = file.is_some_and(|file| file.state.lock().staged.is_some());
-        let _place = if access.write && !staged { Some(self.writer.place().await?) } else { None };
+        let _place =
+            if access.write && !staged { Some(self.place_to_write().await?) } else { None };
         let mut within = None;
         if access.write {
             self.writable()?;
@@ -250,7 +251,7 @@ impl Fs {
         let (name, key) = self.new_name(parent, name)?;
         self.free_name(&key).await?;
         self.room_for_a_name().await?;
-        let _room = self.writer.place().await?; // before anything that a close may want
+        let _room = self.place_to_write().await?; // before anything that a close may want
         let place = self.writing_place_of_new(parent, &name, Kind::File);
         let mut within = None;
         if let Some(place) = &place {

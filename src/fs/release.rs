@@ -8,6 +8,7 @@ use super::checkpoints::commit::Root;
 use super::error::Errno;
 use super::handles::{FileHandle, Handle, OpenFile};
 use crate::types::Ino;
+use crate::write::FilePlace;
 
 /// Files whose staged content is kept after close, for the next open: how many, and how large each.
 const RESTING_MAX: usize = 64;
@@ -41,6 +42,21 @@ impl Fs {
         let ino = open.ino;
         drop(open);
         self.handles.tidy(ino);
+        self.rest_less();
+    }
+
+    /// Waits for a place for one more file that is written; those that rest give theirs up for it.
+    pub(super) async fn place_to_write(&self) -> Result<FilePlace, Errno> {
+        self.rest_less();
+        Ok(self.writer.place().await?)
+    }
+
+    /// Where places are short no file rests.
+    fn rest_less(&self) {
+        while self.writer.is_out_of_places() {
+            let Some(oldest) = self.resting.lock().pop_front() else { return };
+            self.wake(oldest);
+        }
     }
 
     async fn last_writer_gone(&self, open: &FileHandle) {
@@ -148,7 +164,13 @@ impl Fs {
             resting.push_back(ino);
             if resting.len() > RESTING_MAX { resting.pop_front() } else { None }
         };
-        let Some(oldest) = oldest else { return };
+        if let Some(oldest) = oldest {
+            self.wake(oldest);
+        }
+    }
+
+    /// Lets go of what rests of a file, if nobody uses it.
+    fn wake(&self, oldest: Ino) {
         let Some(file) = self.handles.shared_if_any(oldest) else { return };
         let mut state = file.state.lock();
         let idle = state.handles() == 0 && file.io.try_lock().is_ok();

@@ -37,6 +37,11 @@ impl Places {
         self.max
     }
 
+    /// Whether the next has to wait.
+    pub fn is_full(&self) -> bool {
+        self.taken.load(Ordering::SeqCst) >= self.max
+    }
+
     /// A place, whether there is room or not: for what can't wait.
     pub fn take(self: &Arc<Self>) -> Place {
         self.taken.fetch_add(1, Ordering::SeqCst);

@@ -170,6 +170,29 @@ def test_ten_thousand_files_being_written_at_once():
         here.clear()
 
 
+def test_past_each_count_programs_wait_and_none_fails():
+    flags = ("--file-limit", "16", "--upload-limit", "4", "--request-limit", "8", "--dirty-limit", "1MiB")
+    here = SumsMount(unique("counts"), *flags)
+    try:
+        def write(number: int):
+            with open(here.path / f"f{number}", "wb", buffering=0) as f:
+                f.write(b"%08d" % number * 4096)
+
+        in_parallel(list(range(1000)), write, workers=64)
+        assert len(os.listdir(here.path)) == 1000
+        for number in range(0, 1000, 37):
+            told = here.server.ask(sums=f"{here.prefix}/f{number}")
+            assert told["sums"] == [[32768, zlib.crc32(b"%08d" % number * 4096)]], told
+        now = here.status()
+        write_status, requests = now["fs"]["write"], now["kernel_requests"]
+        assert (write_status["staged_files_max"], write_status["uploads_max"]) == (16, 4)
+        assert (requests["waiting_max"], write_status["dirty_bytes_max"]) == (8, 1 << 20)
+        assert now["panics"] == 0
+        here.stop()
+    finally:
+        here.clear()
+
+
 def test_names_not_in_use_make_room_for_others():
     limit, count = 2_000, 10_000
     here = SumsMount(unique("names"), "--inode-limit", str(limit))
