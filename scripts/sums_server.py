@@ -7,7 +7,7 @@ Owns just what trialfs asks of S3: conditional PUT and DELETE, uploads by parts,
 kept. It checks no signature and offers no copy. Of an object it knows the length and CRC32 of each part.
 Like the fault proxy it says its port on the first line of standard output, and answers each line of JSON on
 standard input: {"fill": ["prefix/", 100000]} makes small objects, {"put": [key, body, metadata, size]} one
-that may lie about its size, {"sums": "key"} tells an object's parts.
+that may be larger than its body, {"sums": "key"} tells an object's parts.
 """
 
 import argparse
@@ -180,7 +180,8 @@ class Store:
         if first >= item.size:
             return self.say(416, error("InvalidRange"))
         head["content-range"] = f"bytes {first}-{last}/{item.size}"
-        return self.say(206, item.body[first : last + 1], head)
+        # Of an object that is larger than what was put, the rest is blanks.
+        return self.say(206, item.body[first : last + 1].ljust(last + 1 - first), head)
 
     def say(self, status: int, body: bytes, headers=None, bare=False, length=None) -> bytes:
         head = {"content-length": len(body) if length is None else length, **(headers or {})}

@@ -199,6 +199,15 @@ mod tests {
     }
 
     #[test]
+    fn objects_and_prefixes_may_come_in_any_order() {
+        let body = b"<ListBucketResult><Contents><Key>d/..</Key></Contents><CommonPrefixes>\
+            <Prefix>d/../</Prefix></CommonPrefixes><Contents><Key>d/f</Key></Contents>\
+            <IsTruncated>false</IsTruncated></ListBucketResult>";
+        let page = page(body).unwrap();
+        assert_eq!((page.objects.len(), page.prefixes.len()), (2, 1));
+    }
+
+    #[test]
     fn a_listing_that_lies_is_an_error_and_not_a_short_listing() {
         let cut = b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>";
         assert!(page(cut).is_err());

@@ -60,7 +60,13 @@ impl From<BucketError> for Errno {
             BucketError::WrongKind => Self::ENOTDIR,
             BucketError::KeyTooLong => Self::ENAMETOOLONG,
             BucketError::Corrupt(_) => Self::EIO,
-            BucketError::Invalid(_) => Self::EIO,
+            BucketError::Invalid(why) => {
+                tracing::warn!(
+                    why,
+                    "the store gave an answer that makes no sense, or took ours for such"
+                );
+                Self::EIO
+            }
         }
     }
 }

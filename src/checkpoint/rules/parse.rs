@@ -1,4 +1,5 @@
-//! A user's rules: `NAME:PATTERN[,KEY=VALUE...]`, or `orbax` for that preset, in a flag or one to a line of a file.
+//! A user's rules, in a flag or one to a line of a file: `NAME:PATTERN[,KEY=VALUE...]`, or `orbax`
+//! for that preset.
 //!
 //! Owns the spelling and its errors, which say what was expected. Does not own reading the file.
 //!
