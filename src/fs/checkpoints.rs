@@ -51,7 +51,7 @@ use crate::write::Prepared;
 
 pub use explicit::{ACCEPT_TORN, COMMIT_XATTR, Losses, STATE_XATTR};
 pub use gc::{LEFT_OVER_MIN, Sweep, Swept};
-pub(in crate::fs) use observe::Settled;
+pub(in crate::fs) use observe::{Sealed, Settled, Unsealed};
 pub use place::Place;
 use waiting::{Changed, Waits};
 use writers::Writers;

@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use super::checkpoints::Place;
+use super::checkpoints::{Place, Sealed, Unsealed};
 use super::error::Errno;
 use super::handles::{Handle, Listed, OpenDirectory, Snapshot, SnapshotEntry};
 use super::lookup::{learn_directory, learn_file, learn_listing};
@@ -23,13 +23,6 @@ use crate::types::{CONTROL_DIR, Ino, Key, Kind, Name};
 const SGID: u32 = 0o2000;
 /// How often a directory is listed anew because a rename came between it and its records.
 const LISTS_MAX: usize = 8;
-
-/// What is done about a directory of which there is nothing to show until others commit it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Unsealed {
-    Wait,
-    Leave,
-}
 
 /// One name of a directory, as readdir gives it.
 #[derive(Clone, Debug)]
@@ -99,15 +92,16 @@ impl Fs {
         let mut listing = self.list_and_records(ino, place.as_ref(), &prefix).await?;
         if !listing.exists() && ino != Ino::ROOT {
             // Somebody may be writing it: what there is to read comes with the commit.
-            if let (Some(place), Unsealed::Leave) = (&place, unsealed)
-                && self.awaits_others(place).await?
-            {
-                return Ok(None);
-            }
-            if let Some(place) = &place
-                && self.wait_for_seal(place).await?
-            {
-                listing = self.list_and_records(ino, Some(place), &prefix).await?;
+            let sealed = match &place {
+                Some(place) => self.wait_for_seal(place, unsealed).await?,
+                None => Sealed::Nothing,
+            };
+            match sealed {
+                Sealed::NotYet => return Ok(None),
+                Sealed::Something => {
+                    listing = self.list_and_records(ino, place.as_ref(), &prefix).await?;
+                }
+                Sealed::Nothing => {}
             }
             if !listing.exists() {
                 self.learn_removed(ino, asked)?;

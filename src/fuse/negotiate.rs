@@ -14,6 +14,7 @@ const READAHEAD_BYTES: u32 = 16 << 20;
 const BACKGROUND_MAX: u16 = 64;
 /// A backing file may itself lie on one stacked file system (a container's overlay).
 const STACK_DEPTH_MAX: u32 = 2;
+
 /// Asks for what a mount needs. Returns whether the kernel passes through.
 pub(super) fn negotiate(config: &mut KernelConfig) -> bool {
     for wanted in CAPABILITIES {

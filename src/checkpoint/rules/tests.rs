@@ -105,7 +105,7 @@ fn orbax_is_gone_by_only_where_it_is_asked_for() {
 
 #[test]
 fn hf_waits_two_seconds_after_its_state_for_the_other_ranks() {
-    let rule = rule("hf");
+    let (rule, exact) = (rule("hf"), rule("dcp"));
     assert!(rule.is_sign(&Event::Closed("trainer_state.json")));
     let heard = Activity { heard: Some(Heard { sign: Sign::Sign }), ..quiet_since_1s() };
     assert_eq!(rule.due(&heard, MAX, ms(2999)), Due::Later(ms(3000)));
@@ -115,7 +115,7 @@ fn hf_waits_two_seconds_after_its_state_for_the_other_ranks() {
     assert_eq!(rule.due(&quiet, MAX, ms(3000)), Due::FreezeBesideOthers(ms(601_000)));
     assert!(!rule.outlasts_its_sign(ms(1000), MAX, ms(600_999)));
     assert!(rule.outlasts_its_sign(ms(1000), MAX, ms(601_000)));
-    assert!(!super::tests::rule("dcp").outlasts_its_sign(ms(1000), MAX, ms(900_000_000)));
+    assert!(!exact.outlasts_its_sign(ms(1000), MAX, ms(900_000_000)));
     assert_eq!(rule.due(&quiet_since_1s(), MAX, ms(601_000)), Due::Seal(Sign::Idle));
     assert_eq!(rule.due_at_unmount(&quiet_since_1s()), Due::Seal(Sign::Idle));
 }

@@ -261,12 +261,7 @@ impl Fs {
         if !from.rel.is_root() {
             return Ok(false);
         }
-        let others = {
-            let mut driver = from.checkpoint.driver.lock().await;
-            driver.look().await?;
-            self.has_others(&from.checkpoint, &driver)
-        };
-        match (others, same) {
+        match (self.others_write(&from.checkpoint).await?, same) {
             (false, _) => Ok(false),
             (true, false) => Err(Errno::EBUSY),
             (true, true) => {

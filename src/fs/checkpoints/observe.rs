@@ -29,6 +29,23 @@ pub(in crate::fs) enum Settled {
     Now,
 }
 
+/// What is done about a directory of which there is nothing to show until others commit it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::fs) enum Unsealed {
+    Wait,
+    Leave,
+}
+
+/// What there is of a directory that a listing did not show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::fs) enum Sealed {
+    /// Something may be there now.
+    Something,
+    Nothing,
+    /// What others write; only with [`Unsealed::Leave`].
+    NotYet,
+}
+
 impl Fs {
     /// Finishes what is sealed in a checkpoint directory. 1 LIST where nothing is.
     pub(in crate::fs) async fn settle_sealed(&self, place: &Place) -> Result<Settled, Errno> {
@@ -72,19 +89,13 @@ impl Fs {
         driver.observe(self.publishing(), prefix).await
     }
 
-    /// Whether only others write there, so that what there is to show comes with their commit.
-    pub(in crate::fs) async fn awaits_others(&self, place: &Place) -> Result<bool, Errno> {
-        let others = {
-            let mut driver = place.checkpoint.driver.lock().await;
-            driver.look().await?;
-            self.has_others(&place.checkpoint, &driver)
-        };
-        Ok(others && !place.checkpoint.is_busy())
-    }
-
-    /// Waits until somebody else's transaction is decided, where nothing else is to be shown.
-    /// `true`: something may be there now. ETIMEDOUT after `--commit-wait`.
-    pub(in crate::fs) async fn wait_for_seal(&self, place: &Place) -> Result<bool, Errno> {
+    /// Waits until somebody else's transaction is decided, where nothing else is to be shown, or
+    /// tells that there is one. ETIMEDOUT after `--commit-wait`.
+    pub(in crate::fs) async fn wait_for_seal(
+        &self,
+        place: &Place,
+        unsealed: Unsealed,
+    ) -> Result<Sealed, Errno> {
         let deadline = self.clock.now() + self.checkpoints.config().commit_wait;
         loop {
             let (others, committed) = {
@@ -94,10 +105,14 @@ impl Fs {
                 (self.has_others(&place.checkpoint, &driver), seals)
             };
             if place.checkpoint.is_busy() {
-                return Ok(false);
+                return Ok(Sealed::Nothing);
             }
             if !others {
-                return Ok(committed.done.0 > 0 || !committed.seals.is_empty());
+                let something = committed.done.0 > 0 || !committed.seals.is_empty();
+                return Ok(if something { Sealed::Something } else { Sealed::Nothing });
+            }
+            if unsealed == Unsealed::Leave {
+                return Ok(Sealed::NotYet);
             }
             self.watch(&place.checkpoint);
             if self.clock.now() >= deadline {
@@ -122,9 +137,7 @@ impl Fs {
         if !place.rel.is_root() || place.checkpoint.is_busy() {
             return Ok(());
         }
-        let mut driver = place.checkpoint.driver.lock().await;
-        driver.look().await?;
-        match self.has_others(&place.checkpoint, &driver) {
+        match self.others_write(&place.checkpoint).await? {
             true => Err(Errno::ENOTEMPTY),
             false => Ok(()),
         }
@@ -142,9 +155,8 @@ impl Fs {
         };
         let dir = directory.as_str().trim_end_matches('/');
         let checkpoint = self.checkpoints.at(&self.bucket, &self.clock, dir, &child);
-        let mut driver = checkpoint.driver.lock().await;
-        driver.look().await?;
-        Ok(checkpoint.is_busy() || self.has_others(&checkpoint, &driver))
+        let others = self.others_write(&checkpoint).await?;
+        Ok(checkpoint.is_busy() || others)
     }
 
     /// A transaction that an earlier life of this mount left can't be whole.
@@ -177,6 +189,13 @@ impl Fs {
             let undecided = matches!(head.record.state, State::Open | State::Prepared { .. });
             undecided && !own.contains(&txn)
         })
+    }
+
+    /// The same after a look at the records: 1 LIST, and a GET for each that changed.
+    pub(super) async fn others_write(&self, checkpoint: &Checkpoint) -> Result<bool, BucketError> {
+        let mut driver = checkpoint.driver.lock().await;
+        driver.look().await?;
+        Ok(self.has_others(checkpoint, &driver))
     }
 
     pub(super) fn publishing(&self) -> Publishing {

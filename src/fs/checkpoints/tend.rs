@@ -113,14 +113,6 @@ impl Fs {
         })
     }
 
-    /// Whether another mount has something in the directory that is not decided. 1 LIST, and a GET
-    /// for each record that changed.
-    async fn others_write(&self, checkpoint: &Checkpoint) -> Result<bool, Errno> {
-        let mut driver = checkpoint.driver.lock().await;
-        driver.look().await?;
-        Ok(self.has_others(checkpoint, &driver))
-    }
-
     /// Whether all that this mount has here is frozen, and no mount gave a sign for so long that
     /// none is waited for.
     fn sign_never_came(&self, checkpoint: &Checkpoint) -> bool {
