@@ -39,6 +39,7 @@ failures        600
 faults          900
 limits          600
 disk            300
+hostile         300
 kills           900
 two_mounts      600
 checkpoints     600
