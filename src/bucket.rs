@@ -13,6 +13,7 @@
 //! learns that it is complete.
 
 mod body;
+mod boundaries;
 mod call;
 mod copy;
 mod count;
@@ -39,13 +40,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use parking_lot::RwLock;
 
 use crate::clock::Clock;
 use crate::config::{Location, StoreOptions};
 use crate::types::{ETag, Key};
 
+use boundaries::{Boundaries, Segment};
 use call::Caller;
 use retry::Policy;
 
@@ -60,6 +62,8 @@ pub use store::{
 
 /// The most entries asked for in one LIST; S3 gives no more.
 const PAGE_ENTRIES_MAX: u16 = 1000;
+/// Pages of one listing that are asked for at once.
+const PAGES_AT_ONCE_MAX: usize = 8;
 /// The most pages of one LIST: ten million entries. A store that goes round in circles ends here.
 const PAGES_MAX: u32 = 10_000;
 
@@ -80,6 +84,16 @@ pub async fn open(
     }
 }
 
+/// Where a page of a listing begins.
+#[derive(PartialEq, Eq)]
+enum From {
+    Start,
+    Page(String),
+    Behind(Key),
+    /// Behind the last entry of a full page that claims that nothing follows.
+    Doubtful(Key),
+}
+
 /// A store, asked with patience: the same methods as [`Store`], each retried while the store is
 /// away.
 ///
@@ -89,6 +103,7 @@ pub async fn open(
 pub struct Bucket {
     caller: Arc<Caller>,
     capabilities: RwLock<Capabilities>,
+    boundaries: Arc<Boundaries>,
 }
 
 impl Bucket {
@@ -97,7 +112,7 @@ impl Bucket {
         let (policy, counters) = (Policy { io_timeout }, Arc::default());
         let admitted = Arc::default();
         let caller = Arc::new(Caller { store, clock, policy, counters, admitted });
-        Arc::new(Self { caller, capabilities })
+        Arc::new(Self { caller, capabilities, boundaries: Arc::default() })
     }
 
     /// The same store asked with another patience; requests are counted together.
@@ -110,7 +125,8 @@ impl Bucket {
             counters: counters.clone(),
             admitted: admitted.clone(),
         });
-        Arc::new(Self { caller, capabilities: RwLock::new(self.capabilities()) })
+        let capabilities = RwLock::new(self.capabilities());
+        Arc::new(Self { caller, capabilities, boundaries: self.boundaries.clone() })
     }
 
     /// What the store can do: the driver's word, until the probe's is set.
@@ -209,20 +225,95 @@ impl Bucket {
         self.caller.call(Operation::List, 0, ask).await.result
     }
 
-    /// All pages of a LIST as one; a request for each 1000 entries.
+    /// All pages of a LIST as one; a request for each 1000 entries. One level that had many pages
+    /// at its last listing is asked for in segments, side by side: then one request more for
+    /// each segment in which more was made since than a page holds.
     pub async fn list_all(&self, prefix: &str, delimiter: bool) -> Result<Page, BucketError> {
+        if !delimiter {
+            return self.list_segment(prefix, delimiter, Segment::default()).await;
+        }
+        let all = match self.boundaries.segments(prefix) {
+            None => self.list_segment(prefix, delimiter, Segment::default()).await?,
+            Some(segments) => match self.list_segments(prefix, segments).await {
+                Err(BucketError::Unsupported(_)) => {
+                    self.boundaries.set_unsupported();
+                    self.list_segment(prefix, delimiter, Segment::default()).await?
+                }
+                all => all?,
+            },
+        };
+        self.boundaries.learn(prefix, &all, PAGE_ENTRIES_MAX.into());
+        Ok(all)
+    }
+
+    /// One level, its segments side by side.
+    async fn list_segments(
+        &self,
+        prefix: &str,
+        segments: Vec<Segment>,
+    ) -> Result<Page, BucketError> {
+        let asked = segments.into_iter().map(|segment| self.list_segment(prefix, true, segment));
+        let mut pages = futures::stream::iter(asked).buffered(PAGES_AT_ONCE_MAX);
         let mut all = Page::default();
-        let mut next: Option<String> = None;
+        while let Some(page) = pages.try_next().await? {
+            all.extend(page);
+        }
+        Ok(all)
+    }
+
+    /// Page after page. A full page that claims to be the last is not believed where one can be
+    /// asked for behind it: SeaweedFS says so of one that ends with a directory's marker.
+    async fn list_segment(
+        &self,
+        prefix: &str,
+        delimiter: bool,
+        segment: Segment,
+    ) -> Result<Page, BucketError> {
+        let max = PAGE_ENTRIES_MAX;
+        let mut all = Page::default();
+        let mut from = segment.start.clone().map_or(From::Start, From::Behind);
         for _ in 0..PAGES_MAX {
-            let page = self.list(prefix, delimiter, next.as_deref(), PAGE_ENTRIES_MAX).await?;
-            all.objects.extend(page.objects);
-            all.prefixes.extend(page.prefixes);
-            if page.next.is_none() {
-                return Ok(all);
+            let page = match &from {
+                From::Start => self.list(prefix, delimiter, None, max).await?,
+                From::Page(token) => self.list(prefix, delimiter, Some(token), max).await?,
+                From::Behind(key) => self.list_behind(prefix, delimiter, key, max).await?,
+                From::Doubtful(key) => match self.list_behind(prefix, delimiter, key, max).await {
+                    Err(BucketError::Unsupported(_)) => Page::default(),
+                    page => page?,
+                },
+            };
+            let ends = segment.ends_in(&page);
+            let next = match page.next.clone() {
+                Some(token) => Some(From::Page(token)),
+                None if page.entries() < usize::from(max) => None,
+                None => page.last().map(From::Doubtful).filter(|next| *next != from),
+            };
+            match from {
+                From::Doubtful(_) => all.extend_with_new(page),
+                _ => all.extend(page),
             }
-            next = page.next;
+            match next.filter(|_| !ends) {
+                Some(next) => from = next,
+                None => {
+                    segment.cut(&mut all);
+                    return Ok(all);
+                }
+            }
         }
         Err(BucketError::Invalid(format!("a listing of more than {PAGES_MAX} pages")))
+    }
+
+    /// See [`Store::list_behind`]. One request.
+    pub async fn list_behind(
+        &self,
+        prefix: &str,
+        delimiter: bool,
+        start: &Key,
+        max: u16,
+    ) -> Result<Page, BucketError> {
+        let store = &self.caller.store;
+        let ask = || store.list_behind(prefix, delimiter, start, max);
+        self.caller.call(Operation::List, 0, ask).await.result
     }
 
     /// Atomic rename, where [`Capabilities::rename_file`] or `rename_directory` says so. One

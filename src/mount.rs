@@ -145,6 +145,10 @@ impl Mount {
             tracing::warn!("{warning}");
             announcer.warn(warning);
         }
+        // Before anybody can see the mount: whoever does, and asks, waits in the socket's queue,
+        // and is not told of the daemon that was here before.
+        let (noted, listener) =
+            announce(config, cache.path(), log_file, clock.as_ref(), runtime.handle())?;
         let descriptor = kernel::mount(point, &kernel_options(config))?;
         let mounted = Mounted::on(point).inspect_err(|_| {
             let _ = kernel::unmount(point, Busy::Detach); // the error says enough
@@ -153,8 +157,6 @@ impl Mount {
         let serving = assembled
             .serve(config, descriptor, runtime.handle().clone())
             .context("the kernel does not start the mount")?;
-        let (noted, listener) =
-            announce(config, cache.path(), log_file, clock.as_ref(), runtime.handle())?;
         Ok(Self {
             tree: Arc::new(assembled),
             runtime: Some(runtime),

@@ -50,7 +50,7 @@ use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 
-use crate::bucket::{Bucket, BucketError, CHECKED_BYTES_MAX};
+use crate::bucket::{Bucket, CHECKED_BYTES_MAX};
 use crate::clock::Clock;
 use crate::types::Key;
 
@@ -188,7 +188,7 @@ impl Reader {
             return Ok(Bytes::new());
         }
         if handle.is_doubted() {
-            return Err(BucketError::Corrupt(fetch::NOT_THE_STORES.to_owned()).into());
+            return Err(fetch::not_the_stores());
         }
         let entry = &handle.hold.entry;
         let mut fetch = handle.ahead.lock().on_read(&range, size, self.limits());
@@ -203,7 +203,12 @@ impl Reader {
         let waits = plan.parts.iter().any(|(part, source)| source.comes_later(part));
         if waits { &counters.misses } else { &counters.hits }.add(1);
         counters.read_bytes.add(range.end - range.start);
-        Ok(join(self.gather(entry, &range, plan).await?))
+        let bytes = join(self.gather(entry, &range, plan).await?);
+        self.fetcher.hand_out(entry, bytes.len() as u64).await;
+        if handle.is_doubted() {
+            return Err(fetch::not_the_stores());
+        }
+        Ok(bytes)
     }
 
     /// Begins to fetch an object of which nothing is here, and so finds out whether the store has
@@ -235,6 +240,7 @@ impl Reader {
                 return Ok(());
             }
         }
+        let frauds = hold.entry.frauds();
         let starts = (0..version.size).step_by(self.fill_bytes_max as usize);
         let blocks = starts.map(|s| s..(s + self.fill_bytes_max).min(version.size));
         let copies = blocks.map(|block| async move {
@@ -242,9 +248,14 @@ impl Reader {
             let frames = self.gather(&hold.entry, &block, plan).await?;
             let to = into.try_clone()?;
             blocking(move || disk::write_frames(&to, block.start, &frames)).await?;
-            Ok(())
+            Ok::<(), ReadError>(())
         });
-        stream::iter(copies).buffer_unordered(FETCH_ALL_BLOCKS).try_collect().await
+        stream::iter(copies).buffer_unordered(FETCH_ALL_BLOCKS).try_collect::<()>().await?;
+        self.fetcher.hand_out(&hold.entry, version.size).await;
+        match hold.entry.frauds() == frauds {
+            true => Ok(()),
+            false => Err(fetch::not_the_stores()),
+        }
     }
 
     /// The cached copy, if all of it is there and trusted: a read-only file whose bytes are exactly

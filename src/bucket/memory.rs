@@ -268,6 +268,16 @@ impl Store for MemoryStore {
         self.request(Operation::List, prefix, |state| Ok(state.list(prefix, delimiter, page, max)))
     }
 
+    async fn list_behind(
+        &self,
+        prefix: &str,
+        delimiter: bool,
+        start: &Key,
+        max: u16,
+    ) -> Result<Page, BucketError> {
+        self.list(prefix, delimiter, Some(start.as_str()), max).await
+    }
+
     async fn copy(
         &self,
         from: &Key,

@@ -200,6 +200,30 @@ fn etag_of(headers: &HeaderMap) -> Result<ETag, BucketError> {
 }
 
 impl S3 {
+    /// A page of a LIST, from where `from` says.
+    async fn list_from(
+        &self,
+        prefix: &str,
+        delimiter: bool,
+        from: Option<(&str, &str)>,
+        max: u16,
+    ) -> Result<Page, BucketError> {
+        let max = max.to_string();
+        let mut query = vec![("list-type", "2"), ("encoding-type", "url"), ("max-keys", &max)];
+        query.push(("prefix", prefix));
+        if delimiter {
+            query.push(("delimiter", "/"));
+        }
+        query.extend(from);
+        let (headers, body) = (HeaderMap::new(), Bytes::new());
+        let request = Request { method: Method::GET, key: None, query: &query, headers, body };
+        let answer = self.send(request).await.map_err(|error| match error {
+            BucketError::NotFound => answer::no_bucket(),
+            error => error,
+        })?;
+        xml::page(&http::collect(answer).await?)
+    }
+
     /// Signs, sends, and names a refusal.
     async fn send(&self, request: Request<'_>) -> Result<Response, BucketError> {
         if request.key.is_some_and(|key| key.as_str().len() > KEY_BYTES_MAX) {
@@ -398,20 +422,18 @@ impl Store for S3 {
         page: Option<&str>,
         max: u16,
     ) -> Result<Page, BucketError> {
-        let max = max.to_string();
-        let mut query = vec![("list-type", "2"), ("encoding-type", "url"), ("max-keys", &max)];
-        query.push(("prefix", prefix));
-        if delimiter {
-            query.push(("delimiter", "/"));
-        }
-        query.extend(page.map(|token| ("continuation-token", token)));
-        let (headers, body) = (HeaderMap::new(), Bytes::new());
-        let request = Request { method: Method::GET, key: None, query: &query, headers, body };
-        let answer = self.send(request).await.map_err(|error| match error {
-            BucketError::NotFound => answer::no_bucket(),
-            error => error,
-        })?;
-        xml::page(&http::collect(answer).await?)
+        let from = page.map(|token| ("continuation-token", token));
+        self.list_from(prefix, delimiter, from, max).await
+    }
+
+    async fn list_behind(
+        &self,
+        prefix: &str,
+        delimiter: bool,
+        start: &Key,
+        max: u16,
+    ) -> Result<Page, BucketError> {
+        self.list_from(prefix, delimiter, Some(("start-after", start.as_str())), max).await
     }
 
     async fn copy(

@@ -2,7 +2,7 @@
 //!
 //! Owns no behaviour. Drivers implement it, [`crate::bucket::Bucket`] calls it, nobody else does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::time::SystemTime;
 
@@ -58,6 +58,34 @@ pub struct Page {
     pub prefixes: Vec<String>,
     /// Where to go on; `None` on the last page.
     pub next: Option<String>,
+}
+
+impl Page {
+    /// Takes what another page has; where to go on stays unknown.
+    pub fn extend(&mut self, other: Page) {
+        self.objects.extend(other.objects);
+        self.prefixes.extend(other.prefixes);
+    }
+
+    /// The same, without what is here already.
+    pub fn extend_with_new(&mut self, other: Page) {
+        let known: HashSet<&str> = self.objects.iter().map(|o| o.key.as_str()).collect();
+        let is_new = |o: &ListedObject| !known.contains(o.key.as_str());
+        let objects: Vec<_> = other.objects.into_iter().filter(is_new).collect();
+        let prefixes: Vec<_> =
+            other.prefixes.into_iter().filter(|p| !self.prefixes.contains(p)).collect();
+        self.extend(Page { objects, prefixes, next: None });
+    }
+
+    pub fn entries(&self) -> usize {
+        self.objects.len() + self.prefixes.len()
+    }
+
+    /// The last of the entries.
+    pub fn last(&self) -> Option<Key> {
+        let object = self.objects.last().map(|object| object.key.as_str());
+        object.max(self.prefixes.last().map(String::as_str)).map(Key::new)
+    }
 }
 
 /// What a completed write made.
@@ -140,6 +168,19 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         page: Option<&str>,
         max: u16,
     ) -> Result<Page, BucketError>;
+
+    /// The page of a LIST that begins behind the key `start`, below which no prefix is left out.
+    /// [`BucketError::Unsupported`], without a request, where the store begins at its own tokens
+    /// only.
+    async fn list_behind(
+        &self,
+        _prefix: &str,
+        _delimiter: bool,
+        _start: &Key,
+        _max: u16,
+    ) -> Result<Page, BucketError> {
+        Err(BucketError::Unsupported("begin a listing behind a key"))
+    }
 
     /// Server-side copy in one request; metadata is replaced. [`BucketError::Unsupported`] where
     /// the object is too large for that or the store has no copy: [`crate::bucket::Bucket`] copies

@@ -6,10 +6,10 @@
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IoSlice, Write};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +26,8 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// The log is rewritten when it is longer than this and four times what it must be: it is read at
 /// once when mounting, which should take no longer than a few requests.
 const LOG_BYTES_MAX: u64 = 4 << 20;
+/// The most pieces of one write (UIO_MAXIOV).
+const PIECES_MAX: usize = 1024;
 const LOG_NAME: &str = "index";
 const LOG_NEW_NAME: &str = "index.new";
 
@@ -181,11 +183,28 @@ pub fn create_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Writes frames one after another from `offset`.
+/// Writes frames one after another from `offset`, as many as can be in one call: the page cache
+/// makes its folios as large as a call allows, and a file of small ones is read at half the speed.
 pub fn write_frames(file: &File, mut offset: u64, frames: &[Bytes]) -> io::Result<()> {
-    for frame in frames {
-        file.write_all_at(frame, offset)?;
-        offset += frame.len() as u64;
+    let mut pieces: Vec<IoSlice<'_>> =
+        frames.iter().filter(|frame| !frame.is_empty()).map(|frame| IoSlice::new(frame)).collect();
+    let mut pieces = &mut pieces[..];
+    while !pieces.is_empty() {
+        let count = pieces.len().min(PIECES_MAX) as libc::c_int;
+        let at = offset as libc::off_t;
+        // SAFETY: an `IoSlice` is laid out as an iovec; the kernel only reads what they point to.
+        let n = unsafe { libc::pwritev(file.as_raw_fd(), pieces.as_ptr().cast(), count, at) };
+        match n {
+            1.. => {
+                offset += n as u64;
+                IoSlice::advance_slices(&mut pieces, n as usize);
+            }
+            0 => return Err(ErrorKind::WriteZero.into()),
+            _ => match io::Error::last_os_error() {
+                e if e.kind() == ErrorKind::Interrupted => {}
+                e => return Err(e),
+            },
+        }
     }
     Ok(())
 }

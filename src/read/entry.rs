@@ -38,6 +38,10 @@ pub struct Entry {
     pub users: AtomicUsize,
     /// Somebody reads all of it in the background.
     pub learning: AtomicBool,
+    /// Bytes that were read, by whomever.
+    handed: AtomicU64,
+    /// One at a time asks the store what the whole should be.
+    pub comparing: tokio::sync::Mutex<()>,
     /// How often the whole turned out to be other than the store's.
     frauds: AtomicU64,
     /// When the whole was compared with the store's checksum: one more than `departures` was.
@@ -110,6 +114,8 @@ impl Entry {
             version: Arc::new(version),
             users: AtomicUsize::new(0),
             learning: AtomicBool::new(false),
+            handed: AtomicU64::new(0),
+            comparing: tokio::sync::Mutex::default(),
             frauds: AtomicU64::new(0),
             compared: AtomicU64::new(0),
             departures: AtomicU64::new(0),
@@ -155,11 +161,19 @@ impl Entry {
         self.compared.store(self.departures.load(Ordering::SeqCst) + 1, Ordering::SeqCst);
     }
 
-    /// Whether all that is lacking may be on its way.
-    pub fn nears_whole(&self) -> bool {
+    /// Notes that bytes were read; whether somebody may have all of them by now.
+    pub fn hand_out(&self, bytes: u64) -> bool {
+        self.handed.fetch_add(bytes, Ordering::SeqCst) + bytes >= self.version.size
+    }
+
+    /// The ends of the fills after which the object may be whole; none where more is lacking than
+    /// they bring.
+    pub fn completing(&self) -> Vec<impl Future<Output = ()> + use<>> {
         let state = self.state.lock();
         let coming: u64 = state.fills.iter().map(|f| f.range().end - f.range().start).sum();
-        self.version.size - state.presence.bytes() <= coming
+        let nears_whole = self.version.size - state.presence.bytes() <= coming;
+        let fills = state.fills.iter().filter(|_| nears_whole);
+        fills.map(|fill| fill.ended()).collect()
     }
 
     /// The CRC64NVME of the whole, if every granule is here and its CRC known.

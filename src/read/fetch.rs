@@ -35,7 +35,7 @@ const PERMIT_BYTES: u64 = 1024;
 const RESERVED_PART: usize = 4;
 
 /// What is said of an object whose bytes came wrong.
-pub const NOT_THE_STORES: &str = "the object's bytes have another CRC64NVME than the store's";
+const NOT_THE_STORES: &str = "the object's bytes have another CRC64NVME than the store's";
 
 #[derive(Debug)]
 pub struct Fetcher {
@@ -110,20 +110,32 @@ impl Fetcher {
         let pulled = self.pull(&hold.entry, fill, &mut store).await;
         drop(get);
         store.finish().await;
-        let result = match self.compare(&hold.entry).await {
-            Ok(()) => pulled.map(|held| held.into_iter().for_each(|frame| fill.push(frame))),
-            Err(error) => Err(error),
-        };
         hold.entry.remove_fill(fill);
-        fill.end(result);
+        fill.end(pulled);
+        self.compare(&hold.entry).await;
     }
 
-    /// Compares an object that has just become whole with the checksum that the store has of it.
-    /// One HEAD for each large object that was fetched. Errors only where they differ.
-    async fn compare(&self, entry: &Entry) -> Result<(), ReadError> {
-        let Some(crc) = self.to_compare(entry).then(|| entry.whole_crc()).flatten() else {
-            return Ok(());
-        };
+    /// Bytes were read. Whoever may now have the whole of an object waits for what is on its way to
+    /// be stored, and for the whole, if it is here then, to be compared: so nobody gets all of an
+    /// object that is not what it should be without [`Entry::frauds`] telling of it.
+    pub async fn hand_out(&self, entry: &Entry, bytes: u64) {
+        if !entry.hand_out(bytes) || !self.to_compare(entry) {
+            return;
+        }
+        for ended in entry.completing() {
+            ended.await;
+        }
+        self.compare(entry).await;
+    }
+
+    /// Compares an object that is whole with the checksum that the store has of it, once. One HEAD
+    /// for each large object that was fetched. Where they differ all of it is given up.
+    async fn compare(&self, entry: &Entry) {
+        if !self.to_compare(entry) || !entry.is_whole() {
+            return;
+        }
+        let _turn = entry.comparing.lock().await;
+        let Some(crc) = self.to_compare(entry).then(|| entry.whole_crc()).flatten() else { return };
         let version = &entry.version;
         let told = match self.bucket.head(&version.key).await {
             Ok(info) if info.etag == version.etag => info.crc64nvme,
@@ -132,11 +144,10 @@ impl Fetcher {
         self.catalog.counters.checked_objects.add(u64::from(told.is_some()));
         if told.is_none_or(|told| told == crc) {
             entry.set_compared();
-            return Ok(());
+            return;
         }
         tracing::error!(key = %version.key, "what came is not what the store has; fetching again");
         self.catalog.lose_all(entry);
-        Err(BucketError::Corrupt(NOT_THE_STORES.to_owned()).into())
     }
 
     /// Whether what the store says of the whole is yet to be seen.
@@ -155,26 +166,20 @@ impl Fetcher {
         Permits { get: get.expect(open), memory: memory.expect(open) }
     }
 
-    /// Takes a body to its waiters and to the disk. Of a fill that may make the object whole the
-    /// last frame is returned instead, to be handed out once it is stored and, if it then is whole,
-    /// compared: so nobody gets all of an object that is not what it should be.
+    /// Takes a body to its waiters and to the disk.
     async fn pull(
         &self,
         entry: &Entry,
         fill: &Fill,
         store: &mut Storing<'_>,
-    ) -> Result<Option<Bytes>, ReadError> {
+    ) -> Result<(), ReadError> {
         let mut body = self.get(&entry.version, fill.range()).await?;
         while let Some(frame) = body.next().await.transpose()? {
             self.catalog.counters.fetched_bytes.add(frame.len() as u64);
             store.push(frame.clone());
-            let is_last = fill.come() + frame.len() as u64 == fill.range().end;
-            if is_last && self.to_compare(entry) && entry.nears_whole() {
-                return Ok(Some(frame));
-            }
             fill.push(frame);
         }
-        Ok(None)
+        Ok(())
     }
 
     /// The body of a GET of one version: exactly the range's bytes, or an error before its end.
@@ -199,6 +204,10 @@ impl Fetcher {
         self.catalog.counters.fetched_bytes.add(frames.iter().map(|f| f.len() as u64).sum());
         Ok(frames)
     }
+}
+
+pub fn not_the_stores() -> ReadError {
+    BucketError::Corrupt(NOT_THE_STORES.to_owned()).into()
 }
 
 fn permits(bytes: u64) -> u32 {

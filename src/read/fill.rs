@@ -87,6 +87,13 @@ impl Fill {
         });
     }
 
+    /// Until it has ended, well or not: its bytes are stored then. Who waits keeps none of its
+    /// memory, for which another fill may be waiting.
+    pub fn ended(&self) -> impl Future<Output = ()> + use<> {
+        let mut progress = self.progress.subscribe();
+        async move { drop(progress.wait_for(|p| p.end.is_some()).await) }
+    }
+
     /// The bytes of `part`, which lies within the fill's range, in as many pieces as they came in.
     pub async fn bytes(&self, part: &Range<u64>) -> Result<Vec<Bytes>, ReadError> {
         let mut progress = self.progress.subscribe();

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use crc_fast::CrcAlgorithm::Crc64Nvme;
 use crc_fast::checksum_combine;
@@ -128,12 +129,11 @@ impl Presence {
             let known = block.present & block.known & bit != 0;
             known.then(|| (block.crcs[bit.trailing_zeros() as usize], self.granule_bytes(granule)))
         });
-        crcs.reduce(|before, next| {
+        let joined = crcs.reduce(|before, next| {
             let ((before, start), (next, range)) = (before?, next?);
-            let crc = checksum_combine(Crc64Nvme, before, next, range.end - range.start);
-            Some((crc, start))
-        })?
-        .map(|(crc, _)| crc)
+            Some((join(before, next, range.end - range.start), start))
+        })?;
+        joined.map(|(crc, _)| crc)
     }
 
     pub fn granule_bytes(&self, granule: u64) -> Range<u64> {
@@ -332,6 +332,22 @@ impl Block {
         self.crcs[index] = crc;
         self.known |= bit;
     }
+}
+
+/// The CRC of two pieces one after the other. The library squares matrices for 0.1 ms each time,
+/// a third of what it takes to fetch a granule; but the CRC of what comes before only goes through
+/// a linear map that depends on nothing but the length behind, so for whole granules that map is
+/// kept: what the library makes of each single bit.
+fn join(before: u64, next: u64, next_bytes: u64) -> u64 {
+    static BEFORE_A_GRANULE: OnceLock<[u64; 64]> = OnceLock::new();
+    if next_bytes != GRANULE_BYTES {
+        return checksum_combine(Crc64Nvme, before, next, next_bytes);
+    }
+    let map = BEFORE_A_GRANULE.get_or_init(|| {
+        std::array::from_fn(|bit| checksum_combine(Crc64Nvme, 1 << bit, 0, GRANULE_BYTES))
+    });
+    let bits = (0..64).filter(|bit| before >> bit & 1 == 1);
+    bits.fold(next, |crc, bit| crc ^ map[bit])
 }
 
 fn set(mask: &mut u64, bit: u64, on: bool) {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use trialfs::bucket::{Bucket, BucketError, Condition, Metadata};
 use trialfs::types::{ETag, Key};
 
@@ -47,6 +48,7 @@ impl Suite {
         self.listings_show_one_level_or_all().await;
         self.listings_go_on_where_they_stopped().await;
         self.listings_begin_within_a_name().await;
+        self.a_full_page_that_ends_with_a_marker_is_not_the_last().await;
         self.metadata_is_kept().await;
         self.conditions_hold().await;
         self.one_of_many_creators_wins().await;
@@ -201,6 +203,38 @@ impl Suite {
             found.dedup();
         }
         assert_eq!(found, expected, "nothing twice, nothing left out");
+        let behind = self.bucket.list_behind(&prefix, true, &self.key("pages/3"), 1000).await;
+        let Ok(page) = behind else {
+            assert!(matches!(behind, Err(BucketError::Unsupported(_))), "{behind:?}");
+            return;
+        };
+        let files: Vec<_> = page.objects.iter().map(|o| o.key.clone()).collect();
+        assert_eq!(files, ["4", "5", "6"].map(|name| self.key(&format!("pages/{name}"))));
+        assert_eq!(page.prefixes.len(), 7, "those that stand behind the object");
+    }
+
+    /// SeaweedFS says of such a page that it is the last: an unfinished rename or a cleaning up would
+    /// take the rest for gone.
+    async fn a_full_page_that_ends_with_a_marker_is_not_the_last(&self) {
+        let none = self.bucket.list_behind(&self.root, false, &self.key("full/a"), 1).await;
+        if none.is_err() || !self.bucket.capabilities().markers {
+            return;
+        }
+        let files = (0..998).map(|i| format!("full/a{i:04}"));
+        let names: Vec<String> =
+            files.chain(["full/m/x".to_owned(), "full/z".to_owned()]).collect();
+        self.put("full/m/", b"").await;
+        futures::stream::iter(&names)
+            .for_each_concurrent(16, |name| async { drop(self.put(name, b"x").await) })
+            .await;
+        let prefix = format!("{}full/", self.root);
+        let page = self.bucket.list_all(&prefix, false).await.unwrap();
+        let mut found: Vec<String> =
+            page.objects.iter().map(|o| o.key.as_str().to_owned()).collect();
+        found.retain(|key| !key.ends_with('/'));
+        found.sort();
+        let expected: Vec<String> = names.iter().map(|n| self.key(n).as_str().to_owned()).collect();
+        assert_eq!(found, expected);
     }
 
     /// As the records of one checkpoint directory are asked for.

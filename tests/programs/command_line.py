@@ -89,6 +89,28 @@ def test_commit_of_a_directory_elsewhere_is_refused_and_marks_nothing():
     assert os.listxattr(elsewhere) == []
 
 
+def test_a_mount_over_a_killed_one_is_never_seen_with_the_note_of_the_dead():
+    mount = Mount(unique("note"))
+    try:
+        for _ in range(10):
+            mount.kill()
+            mount.clear()
+            mount.process = subprocess.Popen(
+                mount.argv("--foreground"), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=mount.env
+            )
+            eventually("it is mounted", lambda: is_mounted(mount.path), 30, pause=0)
+            noted = [note for note in notes() if note["mount_point"] == str(mount.path)]
+            assert [note["pid"] for note in noted] == [mount.process.pid], noted
+            run(TRIALFS, "status", mount.path, "--json")  # and whoever asks so early is answered
+        mount.stop()
+    finally:
+        mount.clear()
+
+
+def notes() -> list[dict]:
+    return [json.loads(note.read_text()) for note in pathlib.Path("/run/trialfs").glob("*.json")]
+
+
 def test_an_unmount_from_inside_names_the_shell_and_not_itself():
     here = Mount(unique("inside"))
     script = f"cd {here.path}; {TRIALFS} unmount .; exit $?"

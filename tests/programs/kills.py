@@ -117,13 +117,13 @@ def digest(body: bytes) -> str:
 def check(mount: Mount, writers: list[Writer]) -> int:
     """Every file as it was acknowledged, from the bucket; the number of files compared."""
     compared = 0
-    have = s3().keys(mount.prefix)
+    get = lambda key: s3().find(f"{mount.prefix}/{key}")
     quarantined = None
     for writer in writers:
         for name in {*writer.kept, *writer.open}:
             allowed = writer.open.get(name, [writer.kept.get(name)])
             key = f"{writer.name_}/{name}"
-            got = s3().get(f"{mount.prefix}/{key}") if key in have else None
+            got = get(key)
             if got not in allowed:
                 sizes = [None if body is None else len(body) for body in allowed]
                 found = "none" if got is None else f"{len(got)} bytes {digest(got)[:8]}"
@@ -134,10 +134,11 @@ def check(mount: Mount, writers: list[Writer]) -> int:
         writer.open = {}
         for name, files in list(writer.checkpoints.items()):
             keys = [f"{writer.name_}/{name}/{part}" for part in files]
-            there = [key in have for key in keys]
+            bodies = [get(key) for key in keys]
+            there = [body is not None for body in bodies]
             if all(there) and files:
-                for key, body in zip(keys, files.values()):
-                    assert s3().get(f"{mount.prefix}/{key}") == body, f"{key}: other bytes"
+                for key, body, got in zip(keys, files.values(), bodies):
+                    assert got == body, f"{key}: other bytes"
             else:
                 assert not any(there), f"{writer.name_}/{name}: a part of it is in the bucket: {there}\n{mount.tail()}"
                 if quarantined is None:

@@ -237,6 +237,13 @@ class S3:
     def get(self, key: str) -> bytes:
         return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
 
+    def find(self, key: str) -> bytes | None:
+        """The object, or None where there is none: what LIST says of many pages is not always whole."""
+        try:
+            return self.get(key)
+        except self.client.exceptions.NoSuchKey:
+            return None
+
     def put(self, key: str, body: bytes = b"", **options):
         return self.client.put_object(Bucket=self.bucket, Key=key, Body=body, **options)
 
