@@ -53,10 +53,14 @@ impl Unseen {
 
 /// Whether a process is being killed by a signal, or was and is not reaped: the flags in field 9 of
 /// `/proc/<pid>/stat`. One whose flags can't be read (another pid namespace) counts as living.
+///
+/// Reading that file waits while the process is within execve(2), which closes descriptors and so
+/// may be waiting for us. So it is read only of one that has no memory any more: on its way out a
+/// process gives that up before its descriptors, and whoever execs has some.
 pub fn killed_by_signal(pid: u32) -> bool {
     const PF_EXITING: u64 = 0x4;
     const PF_SIGNALED: u64 = 0x400;
-    if !can_be_watched() {
+    if !can_be_watched() || has_memory(pid) {
         return false;
     }
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
@@ -65,6 +69,12 @@ pub fn killed_by_signal(pid: u32) -> bool {
     let flags = after_name.split(' ').nth(6).and_then(|field| field.parse::<u64>().ok());
     let killed = PF_EXITING | PF_SIGNALED;
     flags.is_some_and(|flags| flags & killed == killed)
+}
+
+/// Of `/proc/<pid>/status`, which waits for nobody; also where it can't be read.
+fn has_memory(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
+    status.map_or(true, |status| status.lines().any(|line| line.starts_with("VmSize:")))
 }
 
 /// Whether a process (or the one of this thread) has a descriptor to write an inode with. One that

@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 
 from nodes import FALLOC_FL_KEEP_SIZE, libc, mounted, nodes, places, raises, same
 from support import main, tree
@@ -68,6 +69,31 @@ def test_copy_file_range_seek_and_fallocate():
         assert kept == 0 or ctypes.get_errno() == errno.EOPNOTSUPP
         assert os.fstat(f.fileno()).st_size == 3_000_000
     same(b / "to", body + b"\0" * 500_000)
+
+
+def test_exec_with_an_open_file_that_it_closes_hangs_nobody():
+    """execve closes a close-on-exec descriptor under a lock for which whoever reads /proc/<pid>/stat waits."""
+    a, _ = places("exec")
+    held = open(a / "held", "wb")
+    held.write(b"begun")
+    scripts = [
+        subprocess.Popen([sys.executable, "-c", code, str(a / f"f{i}")])
+        for i in range(4)
+        for code in ("import os, sys; f = open(sys.argv[1], 'wb'); assert os.system('true') == 0",)
+    ]
+    for i in range(4):
+        with open(a / f"log{i}", "wb") as log:
+            loop = "for i in 1 2 3; do /bin/true; done > /dev/null; echo done"
+            scripts.append(subprocess.Popen(["bash", "-c", loop], stdout=log))
+    try:
+        for script in scripts:
+            assert script.wait(30) == 0
+    finally:
+        for script in scripts:
+            script.kill()
+    subprocess.run(["true"], close_fds=False, check=True, timeout=30)
+    held.close()
+    assert [(a / f"log{i}").read_text() for i in range(4)] == ["done\n"] * 4
 
 
 def test_statfs_has_room():
