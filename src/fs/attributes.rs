@@ -34,6 +34,15 @@ pub struct SetAttributes {
     pub kill_set_id: bool,
 }
 
+/// What becomes of a file's content as it is opened to be written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Content {
+    Kept,
+    /// Kept, and the bucket was just asked whether ours still is the newest.
+    Checked,
+    Emptied,
+}
+
 /// setxattr's flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SetMode {
@@ -116,11 +125,16 @@ impl Fs {
         if let Some(place) = self.writing_place(ino) {
             self.begin(&place, 0).await?;
         }
+        let content = match size {
+            0 => Content::Emptied,
+            _ if self.outlive_closed(ino, file).await? => Content::Checked,
+            _ => Content::Kept,
+        };
         let open = {
             let _io = self.io_to_write(ino, file, size == 0).await?;
             let writers = file.state.lock().writers;
             self.settle_inode(ino).await?;
-            let staged = self.staged_for_writing(ino, file, size > 0).await?;
+            let staged = self.staged_for_writing(ino, file, content).await?;
             staged.truncate(size).await?;
             self.namespace.lock().get_mut(ino).ok_or(Errno::ESTALE)?.times_set = false;
             writers > 0
@@ -225,18 +239,18 @@ impl Fs {
         Ok(())
     }
 
-    /// The staged file of an inode, made if there is none; `keep` keeps the content it has.
+    /// The staged file of an inode, made if there is none.
     /// The caller holds the inode's `io`.
     pub(super) async fn staged_for_writing(
         &self,
         ino: Ino,
         file: &super::handles::OpenFile,
-        keep: bool,
+        content: Content,
     ) -> Result<std::sync::Arc<crate::write::Staged>, Errno> {
-        if let Some(staged) = self.reusable(ino, file, keep).await? {
+        if let Some(staged) = self.reusable(ino, file, content).await? {
             return Ok(staged);
         }
-        let base = self.base_of(ino, keep)?;
+        let base = self.base_of(ino, content != Content::Emptied)?;
         let place = self.writing_place(ino);
         let key = match &place {
             Some(place) => place.key(),
@@ -292,14 +306,14 @@ impl Fs {
         &self,
         ino: Ino,
         file: &super::handles::OpenFile,
-        keep: bool,
+        content: Content,
     ) -> Result<Option<std::sync::Arc<crate::write::Staged>>, Errno> {
         let (local, linked) = {
             let namespace = self.namespace.lock();
             let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
             (inode.staged, inode.linked)
         };
-        if !local && keep && linked {
+        if !local && content == Content::Kept && linked {
             self.revalidate(ino).await?;
         }
         let staged = file.state.lock().staged.clone();

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::attributes::Content;
 use super::checkpoints::Place;
 use super::error::Errno;
 use super::handles::{Backing, FileHandle, Handle, IoMode, OpenFile, Passing};
@@ -100,11 +101,17 @@ impl Fs {
         if let Some(failed) = file.state.lock().failed.filter(|_| !access.truncate) {
             return Err(failed.errno);
         }
+        let checked = !access.truncate && self.outlive_closed(ino, file).await?;
         if access.write {
             let _io = self.io_to_write(ino, file, access.truncate).await?;
             self.settle_inode(ino).await?;
             file.state.lock().opened = self.waiting.now();
-            let staged = self.staged_for_writing(ino, file, !access.truncate).await?;
+            let content = match (access.truncate, checked) {
+                (true, _) => Content::Emptied,
+                (false, true) => Content::Checked,
+                (false, false) => Content::Kept,
+            };
+            let staged = self.staged_for_writing(ino, file, content).await?;
             if access.truncate {
                 self.truncate_staged(ino, &staged).await?;
                 file.state.lock().short = false;
@@ -117,7 +124,8 @@ impl Fs {
         if !self.is_local(ino)? {
             let _io = file.io.lock().await;
             if file.state.lock().staged.is_some() {
-                self.reusable(ino, file, true).await?;
+                let content = if checked { Content::Checked } else { Content::Kept };
+                self.reusable(ino, file, content).await?;
                 self.settle(ino, file);
             } else {
                 self.revalidate_for_reading(ino, file).await?;

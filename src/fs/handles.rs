@@ -63,6 +63,8 @@ pub struct OpenFile {
     pub state: Mutex<OpenState>,
     /// An upload in the background, which does not hold `io`, has ended.
     pub idle: tokio::sync::Notify,
+    /// A handle was released.
+    pub released: tokio::sync::Notify,
 }
 
 impl OpenFile {

@@ -3,16 +3,22 @@
 //! Owns the release of handles and what rests here after it. Does not own the upload (`sync`,
 //! `acknowledge`).
 
+use std::time::Duration;
+
 use super::Fs;
 use super::checkpoints::commit::Root;
 use super::error::Errno;
 use super::handles::{FileHandle, Handle, OpenFile};
-use crate::types::Ino;
+use crate::bucket::BucketError;
+use crate::types::{ETag, Ino, Key};
 use crate::write::FilePlace;
 
 /// Files whose staged content is kept after close, for the next open: how many, and how large each.
 const RESTING_MAX: usize = 64;
 const RESTING_BYTES_MAX: u64 = 256 << 20;
+/// The kernel releases a closed handle within milliseconds; what takes longer is held open.
+const RELEASE_MAX: Duration = Duration::from_secs(1);
+
 impl Fs {
     /// The last descriptor of a handle is gone.
     pub async fn release(&self, handle: u64) {
@@ -33,6 +39,7 @@ impl Fs {
         let io = open.file.io.lock().await;
         self.settle(open.ino, &open.file);
         drop(io);
+        open.file.released.notify_waiters();
         let mut namespace = self.namespace.lock();
         if let Some(inode) = namespace.get_mut(open.ino) {
             inode.opens = inode.opens.saturating_sub(1);
@@ -43,6 +50,50 @@ impl Fs {
         drop(open);
         self.handles.tidy(ino);
         self.rest_less();
+    }
+
+    /// Before an open: what was written and closed here is this node's to tell until the kernel
+    /// releases the handle, which it does in its own time, and another node may have replaced the
+    /// file since. So the bucket is asked, 1 HEAD; whether it was, and has what was uploaded here.
+    /// Where it has another version the release is waited for; a descriptor that is still open
+    /// after [`RELEASE_MAX`] keeps this node at its own version.
+    pub(super) async fn outlive_closed(&self, ino: Ino, file: &OpenFile) -> Result<bool, Errno> {
+        let Some((key, ours)) = self.closed_version(ino, file) else { return Ok(false) };
+        match self.bucket.head(&key).await {
+            Ok(info) if info.etag == ours => return Ok(true),
+            Ok(_) | Err(BucketError::NotFound) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let gone = async {
+            let mut released = std::pin::pin!(file.released.notified());
+            loop {
+                released.as_mut().enable();
+                match self.closed_version(ino, file) {
+                    Some((_, now)) if now == ours => {}
+                    _ => return,
+                }
+                released.as_mut().await;
+                released.set(file.released.notified());
+            }
+        };
+        let _ = tokio::time::timeout(RELEASE_MAX, gone).await; // held longer: see above
+        Ok(false)
+    }
+
+    /// The key and version of a file that writers hold here and have nothing to add to.
+    fn closed_version(&self, ino: Ino, file: &OpenFile) -> Option<(Key, ETag)> {
+        if self.writing_place(ino).is_some() {
+            return None;
+        }
+        let key = {
+            let namespace = self.namespace.lock();
+            let inode = namespace.get(ino).filter(|inode| inode.staged && inode.linked)?;
+            inode.at.clone().or_else(|| namespace.key(ino))?
+        };
+        let state = file.state.lock();
+        let staged = state.staged.as_ref().filter(|_| state.writers > 0 && state.uploading == 0)?;
+        let uploaded = staged.last_uploaded().filter(|_| !staged.is_dirty())?;
+        Some((key, uploaded.etag))
     }
 
     /// Waits for a place for one more file that is written; those that rest give theirs up for it.
