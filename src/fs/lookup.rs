@@ -15,8 +15,8 @@ use super::checkpoints::{Place, Settled};
 use super::error::Errno;
 use super::{Entry, Fs, Stat, name_of};
 use crate::bucket::{BucketError, ObjectInfo};
-use crate::namespace::attrs::{Recorded, choose, time};
-use crate::namespace::inode::{Presence, Seen, SeenEntry};
+use crate::namespace::attrs::{OWN_ENTRY, Recorded, choose, time};
+use crate::namespace::inode::{Inode, Presence, Seen, SeenEntry};
 use crate::namespace::listing::{Listing, whole_seconds};
 use crate::namespace::{Asked, Learnt, Namespace, Remote};
 use crate::read::Version;
@@ -497,7 +497,7 @@ fn remote(info: &ObjectInfo) -> Remote {
 fn recorded<'a>(
     namespace: &'a Namespace,
     parent: Ino,
-    name: &Name,
+    name: &str,
     etag: Option<&ETag>,
 ) -> Option<&'a Recorded> {
     let directory = &namespace.get(parent)?.directory;
@@ -514,7 +514,7 @@ pub(super) fn learn_file(
     remote: &Remote,
     asked: Asked,
 ) -> Option<Learnt> {
-    let recorded = recorded(namespace, parent, name, Some(&remote.etag));
+    let recorded = recorded(namespace, parent, name.as_str(), Some(&remote.etag));
     let kind = remote.kind.or(recorded.map(|entry| entry.kind));
     let attributes = recorded.map(|entry| entry.attributes(remote.modified));
     let remote = Remote { kind, ..remote.clone() };
@@ -528,17 +528,30 @@ pub(super) fn learn_directory(
     newest: Option<SystemTime>,
     asked: Asked,
 ) -> Option<Learnt> {
-    let recorded = recorded(namespace, parent, name, None);
-    let attributes = recorded.map(|entry| entry.attributes(SystemTime::UNIX_EPOCH));
-    let times = recorded.and_then(|entry| Some((time(entry.mtime?), entry.newest.map(time))));
+    let recorded = recorded(namespace, parent, name.as_str(), None).cloned();
+    let attributes = recorded.as_ref().map(|entry| entry.attributes(SystemTime::UNIX_EPOCH));
     let learnt = namespace.learn_directory(parent, name, newest, attributes, asked)?;
-    if let (Some((mtime, pinned)), Some(inode)) = (times, namespace.get_mut(learnt.ino)) {
-        match pinned {
-            Some(newest) => inode.pin_mtime(mtime, newest),
-            None => inode.no_older_than(mtime),
-        }
+    if let (Some(entry), Some(inode)) = (recorded, namespace.get_mut(learnt.ino)) {
+        take_times(inode, &entry);
     }
     Some(learnt)
+}
+
+/// Takes what the root's records say of itself.
+pub(super) fn learn_root(namespace: &mut Namespace) {
+    let entry = recorded(namespace, Ino::ROOT, OWN_ENTRY, None).cloned();
+    if let (Some(entry), Some(root)) = (entry, namespace.get_mut(Ino::ROOT)) {
+        root.take_directory_attributes(entry.attributes(SystemTime::UNIX_EPOCH));
+        take_times(root, &entry);
+    }
+}
+
+fn take_times(directory: &mut Inode, recorded: &Recorded) {
+    let Some(mtime) = recorded.mtime.map(time) else { return };
+    match recorded.newest.map(time) {
+        Some(newest) => directory.pin_mtime(mtime, newest),
+        None => directory.no_older_than(mtime),
+    }
 }
 
 /// Keeps what a listing told of a directory and its children. Returns its odd keys.

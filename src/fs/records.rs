@@ -11,10 +11,11 @@ use futures::StreamExt;
 
 use super::Fs;
 use super::error::Errno;
+use super::lookup::learn_root;
 use crate::bucket::{BucketError, Condition, ListedObject, Metadata};
 use crate::checkpoint::record::RecordKey;
 use crate::namespace::attrs::{
-    AttrsRecord, RECORD_BYTES_MAX, RECORD_PREFIX, Recorded, nanos, record_key,
+    AttrsRecord, OWN_ENTRY, RECORD_BYTES_MAX, RECORD_PREFIX, Recorded, nanos, record_key,
 };
 use crate::namespace::inode::{LoadedRecord, Presence};
 use crate::namespace::listing::Listing;
@@ -132,6 +133,9 @@ impl Fs {
                 directory.own.entry(name.clone()).or_insert_with(|| entry.clone());
             }
         }
+        if directory == Ino::ROOT {
+            learn_root(&mut self.namespace.lock());
+        }
         Ok(())
     }
 
@@ -176,12 +180,18 @@ impl Fs {
         let defaults = *namespace.defaults();
         let at = self.wall();
         let Some(inode) = namespace.get(ino).filter(|inode| inode.linked) else { return };
-        let Some(name) = inode.name.as_ref().map(|name| name.as_str().to_owned()) else { return };
+        let is_root = ino == Ino::ROOT;
+        let name = match &inode.name {
+            Some(name) => name.as_str().to_owned(),
+            None if is_root => OWN_ENTRY.to_owned(),
+            None => return,
+        };
         let is_directory = inode.kind == Kind::Directory;
         if inode.object.is_none() && !is_directory {
             return;
         }
-        let timed = inode.times_set || inode.directory.times_dirty;
+        // Of the root only what was set: its times move with every name made in it.
+        let timed = inode.times_set || inode.directory.times_dirty && !is_root;
         let plain = inode.attributes.is_default(inode.kind, &defaults) && !timed;
         let mut entry = Recorded::of(inode.kind, inode.object.as_ref(), &inode.attributes, at);
         if let Some(newest) = inode.directory.mtime_set {
@@ -221,7 +231,8 @@ impl Fs {
     pub(super) fn record_directory_times(&self) {
         let changed: Vec<Ino> = {
             let namespace = self.namespace.lock();
-            let changed = namespace.inodes().filter(|inode| inode.directory.times_dirty);
+            let inodes = namespace.inodes().filter(|inode| inode.ino != Ino::ROOT);
+            let changed = inodes.filter(|inode| inode.directory.times_dirty);
             changed.map(|inode| inode.ino).collect()
         };
         for directory in changed {

@@ -28,6 +28,9 @@ pub enum RecordError {
     Future(u32),
 }
 
+/// The entry of the mount's root, which has no parent to record it, in the root's own records.
+pub const OWN_ENTRY: &str = ".";
+
 /// Attributes of one child, in the record's form. Times are nanoseconds since 1970.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Recorded {
@@ -89,7 +92,7 @@ impl AttrsRecord {
             return Err(RecordError::Future(head.format));
         }
         let mut record: Self = serde_json::from_slice(bytes)?;
-        record.entries.retain(|name, _| Name::new(name).is_ok());
+        record.entries.retain(|name, _| name == OWN_ENTRY || Name::new(name).is_ok());
         Ok(record)
     }
 
@@ -106,11 +109,11 @@ pub fn record_key(directory: &str, mount: &str) -> String {
 /// The entry that counts for a child, of all mounts' records. `etag` is `None` for a directory.
 pub fn choose<'a>(
     records: impl Iterator<Item = &'a BTreeMap<String, Recorded>>,
-    name: &Name,
+    name: &str,
     etag: Option<&ETag>,
 ) -> Option<&'a Recorded> {
     records
-        .filter_map(|entries| entries.get(name.as_str()))
+        .filter_map(|entries| entries.get(name))
         .filter(|entry| entry.etag.as_ref() == etag)
         .max_by_key(|entry| entry.at)
 }
@@ -202,9 +205,8 @@ mod tests {
         let a = BTreeMap::from([("f".to_owned(), entry("e", 0o600, 1))]);
         let b = BTreeMap::from([("f".to_owned(), entry("e", 0o640, 2))]);
         let c = BTreeMap::from([("f".to_owned(), entry("old", 0o777, 3))]);
-        let name = Name::new("f").unwrap();
         let all = [a, b, c];
-        let chosen = |etag: &str| choose(all.iter(), &name, Some(&ETag(etag.into())));
+        let chosen = |etag: &str| choose(all.iter(), "f", Some(&ETag(etag.into())));
         assert_eq!(chosen("e").unwrap().mode, 0o640);
         assert!(chosen("new").is_none());
     }
@@ -214,10 +216,10 @@ mod tests {
         assert!(matches!(AttrsRecord::parse(br#"{"format": 2}"#), Err(RecordError::Future(2))));
         assert!(AttrsRecord::parse(b"[[[[").is_err());
         let mut record = AttrsRecord::new("m", 0, BTreeMap::new());
-        for name in ["../up", "..", "a/b", "ok"] {
+        for name in ["../up", "..", "a/b", "", "ok", OWN_ENTRY] {
             record.entries.insert(name.into(), entry("e", 0o600, 1));
         }
         let read = AttrsRecord::parse(&record.to_json()).unwrap();
-        assert_eq!(read.entries.keys().collect::<Vec<_>>(), ["ok"]);
+        assert_eq!(read.entries.keys().collect::<Vec<_>>(), [OWN_ENTRY, "ok"]);
     }
 }

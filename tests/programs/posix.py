@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 from nodes import FALLOC_FL_KEEP_SIZE, libc, mounted, nodes, places, raises, same
-from support import main, tree
+from support import Mount, eventually, main, tree, unique
 
 
 def test_hard_links_are_refused_with_eperm():
@@ -94,6 +94,29 @@ def test_exec_with_an_open_file_that_it_closes_hangs_nobody():
     subprocess.run(["true"], close_fds=False, check=True, timeout=30)
     held.close()
     assert [(a / f"log{i}").read_text() for i in range(4)] == ["done\n"] * 4
+
+
+def test_attributes_of_the_root_are_kept():
+    if not mounted():
+        return
+    mount = Mount(unique("root"))
+    other = None
+    try:
+        (mount.path / "f").write_bytes(b"f")
+        os.chmod(mount.path, 0o1777)
+        os.chown(mount.path, 12, 34)
+        os.setxattr(mount.path, "user.team", b"blue")
+        mount.stop()
+        other = Mount(mount.prefix, name="b")
+        assert os.listdir(other.path) == ["f"]
+        eventually("the root is as it was made", lambda: os.stat(other.path).st_mode & 0o7777 == 0o1777, 5)
+        assert (os.stat(other.path).st_uid, os.stat(other.path).st_gid) == (12, 34)
+        assert os.getxattr(other.path, "user.team") == b"blue"
+        other.stop()
+    finally:
+        mount.clear()
+        if other:
+            other.clear()
 
 
 def test_statfs_has_room():
