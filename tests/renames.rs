@@ -1,5 +1,6 @@
 //! Renames of directories that are in the bucket, on whole mounts over a store in memory that takes
-//! [`ROUND_TRIP`] for each request: what they cost, and what others see meanwhile.
+//! [`ROUND_TRIP`] for each request: what they cost, and what others see meanwhile; and what is
+//! refused where a key would be too long.
 
 #[path = "support/mounts.rs"]
 mod mounts;
@@ -15,7 +16,7 @@ use trialfs::bucket::memory::MemoryStore;
 use trialfs::bucket::{Bucket, BucketError};
 use trialfs::clock::{self, Clock, ulid};
 use trialfs::fs::error::Errno;
-use trialfs::fs::{Caller, Closer, Fs, Replace};
+use trialfs::fs::{Caller, Closer, Fs, Replace, SetAttributes};
 use trialfs::types::Ino;
 
 use mounts::Setup;
@@ -329,5 +330,108 @@ async fn a_mover_that_dies_leaves_the_old_or_the_new_and_others_finish() {
         other.whole(left).await;
         let prefix = if names == ["run"] { "new/" } else { "run/" };
         assert!(!store.objects().keys().any(|key| key.starts_with(prefix)));
+    }
+}
+
+/// Directories of 200 bytes each, one in another.
+async fn deep(mount: &Mount) -> Ino {
+    let mut directory = Ino::ROOT;
+    for _ in 0..4 {
+        directory = mount.mkdir(directory, &"k".repeat(200)).await;
+    }
+    directory
+}
+
+async fn walk(mount: &Mount, path: &[&str]) -> Ino {
+    let mut at = Ino::ROOT;
+    for name in path {
+        at = mount.find(at, name).await.expect(name);
+    }
+    at
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rename_leaves_no_file_below_a_key_too_long_to_ask_for() {
+    let store = MemoryStore::new(clock::system());
+    let mount = Mount::new(&store);
+    let (k, m) = ("k".repeat(200), "m".repeat(250));
+    let long = deep(&mount).await;
+    let short = mount.mkdir(Ino::ROOT, "short").await;
+    let sub = mount.mkdir(short, "sub").await;
+    mount.write(sub, &m, b"here").await;
+    // Neither a node that knows the file, nor one that has only heard of its directory.
+    let other = Mount::new(&store);
+    let far = walk(&other, &[&k, &k, &k, &k]).await;
+    for (node, into) in [(&mount, long), (&other, far)] {
+        let before: Vec<String> = store.objects().into_keys().collect();
+        let renamed = node.rename((Ino::ROOT, "short"), (into, "short")).await;
+        assert_eq!(renamed, Err(Errno::ENAMETOOLONG));
+        assert_eq!(store.objects().into_keys().collect::<Vec<_>>(), before);
+        let file = walk(node, &["short", "sub", &m]).await;
+        assert_eq!(node.read(file).await.unwrap(), b"here");
+        assert_eq!(node.find(into, "short").await, None);
+    }
+    // Nor where the file is on this node only.
+    mount.fs.unlink(sub, OsStr::new(&m)).await.unwrap();
+    let flags = libc::O_WRONLY | libc::O_CREAT;
+    let made = mount.fs.create(sub, OsStr::new(&m), 0o644, flags, CALLER).await;
+    let handle = made.unwrap().1.handle;
+    mount.fs.write(handle, 0, b"staged").await.unwrap();
+    let renamed = mount.rename((Ino::ROOT, "short"), (long, "short")).await;
+    assert_eq!(renamed, Err(Errno::ENAMETOOLONG));
+    mount.fs.flush(handle, Closer::Living(0)).await.unwrap();
+    mount.fs.release(handle).await;
+    let file = walk(&other, &["short", "sub", &m]).await;
+    assert_eq!(other.read(file).await.unwrap(), b"staged");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rename_loses_no_attributes_to_a_key_too_long_for_their_record() {
+    let store = MemoryStore::new(clock::system());
+    let mount = Mount::new(&store);
+    let long = deep(&mount).await;
+    let long = mount.mkdir(long, &"p".repeat(150)).await;
+    let short = mount.mkdir(Ino::ROOT, "short").await;
+    let sub = mount.mkdir(short, &"s".repeat(25)).await;
+    let file = mount.write(sub, "f", b"here").await;
+    let other = Mount::new(&store);
+    let mode = SetAttributes { mode: Some(0o600), ..SetAttributes::default() };
+    mount.fs.setattr(file, mode).await.unwrap();
+    mount.fs.fsyncdir(sub).await.unwrap();
+    let (k, p) = ("k".repeat(200), "p".repeat(150));
+    let far = walk(&other, &[&k, &k, &k, &k, &p]).await;
+    for (node, into) in [(&mount, long), (&other, far)] {
+        let renamed = node.rename((Ino::ROOT, "short"), (into, "short")).await;
+        assert_eq!(renamed, Err(Errno::ENAMETOOLONG));
+    }
+    let mode = SetAttributes { mode: Some(0o644), ..SetAttributes::default() };
+    mount.fs.setattr(file, mode).await.unwrap();
+    mount.fs.unlink(sub, OsStr::new("f")).await.unwrap();
+    mount.write(sub, "g", b"plain").await;
+    mount.rename((Ino::ROOT, "short"), (long, "short")).await.unwrap();
+    settled(&store).await;
+    let s = "s".repeat(25);
+    let file = walk(&other, &[&k, &k, &k, &k, &p, "short", &s, "g"]).await;
+    assert_eq!(other.read(file).await.unwrap(), b"plain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_too_long_for_records_still_goes_to_another_name_and_back() {
+    let store = MemoryStore::new(clock::system());
+    let mount = Mount::new(&store);
+    let long = deep(&mount).await;
+    for bytes in [195, 210] {
+        let name = "d".repeat(bytes);
+        let directory = mount.mkdir(long, &name).await;
+        mount.write(directory, "f", b"here").await;
+        mount.rename((long, &name), (Ino::ROOT, "out")).await.unwrap();
+        let other = Mount::new(&store);
+        let file = walk(&other, &["out", "f"]).await;
+        assert_eq!(other.read(file).await.unwrap(), b"here");
+        assert_eq!(mount.find(long, &name).await, None);
+        mount.rename((Ino::ROOT, "out"), (long, &name)).await.unwrap();
+        let file = mount.find(directory, "f").await.unwrap();
+        assert_eq!(mount.read(file).await.unwrap(), b"here");
+        assert_eq!(other.find(Ino::ROOT, "out").await, None);
     }
 }

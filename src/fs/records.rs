@@ -18,7 +18,7 @@ use crate::namespace::attrs::{
 };
 use crate::namespace::inode::{LoadedRecord, Presence};
 use crate::namespace::listing::Listing;
-use crate::types::{CONTROL_DIR, Ino, Key, Kind};
+use crate::types::{CONTROL_DIR, Ino, KEY_BYTES_MAX, Key, Kind};
 
 /// How long changes of attributes are gathered before they are written.
 const FLUSH_DELAY: Duration = Duration::from_millis(300);
@@ -89,9 +89,12 @@ impl Fs {
         };
         let checked = self.clock.now();
         let control = format!("{prefix}{CONTROL_DIR}/");
-        let mut page = match self.bucket.list_all(&control, true).await {
-            Err(BucketError::NotFound) => Default::default(),
-            other => other?,
+        let mut page = match control.len() < KEY_BYTES_MAX {
+            true => match self.bucket.list_all(&control, true).await {
+                Err(BucketError::NotFound) => Default::default(),
+                other => other?,
+            },
+            false => Default::default(), // no key is below it, and stores refuse to look
         };
         let renames =
             record_keys(&page.objects, &control).filter(|key| key.kind.of_move().is_some());
