@@ -64,6 +64,8 @@ impl Fs {
             Some(Key::new(&key.as_str()[..end]))
         };
         let mut directories: BTreeSet<Key> = keys.iter().filter_map(control_of).collect();
+        // The mark of a rename that no record could decide was in it, and is gone since.
+        directories.insert(Key::new(format!("{from}{CONTROL_DIR}/")));
         // Implied ones as well: such a store lists those, too.
         for key in &keys {
             let below = key.as_str().match_indices('/').map(|(at, _)| &key.as_str()[..=at]);
