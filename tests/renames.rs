@@ -16,7 +16,7 @@ use trialfs::bucket::memory::MemoryStore;
 use trialfs::bucket::{Bucket, BucketError, Condition, Operation};
 use trialfs::clock::{self, Clock, ulid};
 use trialfs::fs::error::Errno;
-use trialfs::fs::{Caller, Closer, Fs, Replace, SetAttributes};
+use trialfs::fs::{Caller, Closer, Fs, Replace, SetAttributes, SetMode};
 use trialfs::types::{Ino, Key};
 
 use mounts::Setup;
@@ -462,4 +462,67 @@ async fn a_directory_too_long_for_records_still_goes_to_another_name_and_back() 
         assert_eq!(mount.read(file).await.unwrap(), b"here");
         assert_eq!(other.find(Ino::ROOT, "out").await, None);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_promised_that_no_record_can_keep_where_keys_are_too_long() {
+    let store = MemoryStore::new(clock::system());
+    let mount = Mount::new(&store);
+    let long = deep(&mount).await;
+    for bytes in [200, 213] {
+        let name = "d".repeat(bytes);
+        let directory = mount.mkdir(long, &name).await;
+        let flags = libc::O_WRONLY | libc::O_CREAT;
+        let made = mount.fs.create(directory, OsStr::new("f"), 0o600, flags, CALLER).await;
+        let (entry, opened) = made.unwrap();
+        mount.fs.write(opened.handle, 0, b"plain").await.unwrap();
+        mount.fs.fsync(opened.handle).await.unwrap();
+        mount.fs.flush(opened.handle, Closer::Living(0)).await.unwrap();
+        mount.fs.fsync(opened.handle).await.unwrap();
+        mount.fs.release(opened.handle).await;
+        let (file, none) = (entry.stat.ino, SetAttributes::default());
+        let now = Some(std::time::SystemTime::UNIX_EPOCH);
+        for set in [
+            SetAttributes { mode: Some(0o640), ..none },
+            SetAttributes { uid: Some(7), ..none },
+            SetAttributes { mtime: now, ..none },
+        ] {
+            assert_eq!(mount.fs.setattr(file, set).await.err(), Some(Errno::ENAMETOOLONG));
+        }
+        let refused = mount.fs.setxattr(file, "user.a", b"x", SetMode::Any).await;
+        assert_eq!(refused, Err(Errno::ENAMETOOLONG));
+        let (link, pipe) = (OsStr::new("l"), OsStr::new("p"));
+        let refused = mount.fs.symlink(directory, link, OsStr::new("f"), CALLER).await;
+        assert_eq!(refused.err(), Some(Errno::ENAMETOOLONG));
+        let refused = mount.fs.mknod(directory, pipe, libc::S_IFIFO | 0o644, 0, CALLER).await;
+        assert_eq!(refused.err(), Some(Errno::ENAMETOOLONG));
+        // What comes from elsewhere keeps what it has, or its name.
+        mount.fs.mknod(Ino::ROOT, pipe, libc::S_IFIFO | 0o644, 0, CALLER).await.unwrap();
+        let secret = mount.write(Ino::ROOT, "s", b"secret").await;
+        mount.fs.setattr(secret, SetAttributes { mode: Some(0o600), ..none }).await.unwrap();
+        for name in ["p", "s"] {
+            let renamed = mount.rename((Ino::ROOT, name), (directory, name)).await;
+            assert_eq!(renamed, Err(Errno::ENAMETOOLONG));
+            mount.fs.unlink(Ino::ROOT, OsStr::new(name)).await.unwrap();
+        }
+        mount.write(Ino::ROOT, "a", b"moved").await;
+        mount.rename((Ino::ROOT, "a"), (directory, "a")).await.unwrap();
+        mount.rename((directory, "a"), (directory, "b")).await.unwrap();
+        // What changes nothing, or what the object tells, needs no record.
+        mount.fs.setattr(file, SetAttributes { mode: Some(0o600), ..none }).await.unwrap();
+        let cut = SetAttributes { size: Some(2), mtime: now, ..none };
+        mount.fs.setattr(file, cut).await.unwrap();
+        assert_eq!(mount.fs.drain().await, 0, "it is tried again");
+        let other = Mount::new(&store);
+        let k = "k".repeat(200);
+        let directory = walk(&other, &[&k, &k, &k, &k, &name]).await;
+        assert_eq!(other.names(directory).await, ["b", "f"]);
+        for (name, body) in [("b", &b"moved"[..]), ("f", b"pl")] {
+            let file = other.find(directory, name).await.unwrap();
+            assert_eq!(other.read(file).await.unwrap(), body);
+            other.fs.unlink(directory, OsStr::new(name)).await.unwrap();
+        }
+        other.fs.rmdir(walk(&other, &[&k, &k, &k, &k]).await, OsStr::new(&name)).await.unwrap();
+    }
+    assert_eq!(mount.bucket.counts().errors, 0);
 }

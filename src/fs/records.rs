@@ -13,6 +13,7 @@ use super::Fs;
 use super::error::Errno;
 use crate::bucket::{BucketError, Condition, ListedObject, Metadata};
 use crate::checkpoint::record::RecordKey;
+use crate::namespace::Namespace;
 use crate::namespace::attrs::{
     AttrsRecord, RECORD_BYTES_MAX, RECORD_PREFIX, Recorded, nanos, record_key,
 };
@@ -201,10 +202,30 @@ impl Fs {
         if plain && !said {
             return;
         }
+        if !self.can_record_in(&namespace, parent) {
+            return; // what nobody asked for: it lasts as long as this node knows the inode
+        }
+        let Some(directory) = namespace.directory_mut(parent) else { return };
         directory.own.insert(name, entry);
         directory.own_dirty = true;
         drop(namespace);
         self.records_dirty.notify_one();
+    }
+
+    /// Whether our record of what is in a directory has a key that stores take.
+    pub(super) fn can_record_in(&self, namespace: &Namespace, directory: Ino) -> bool {
+        let key = namespace.key(directory);
+        let record = key.map(|key| record_key(key.as_str(), &self.config.mount_id));
+        record.is_none_or(|record| record.len() <= KEY_BYTES_MAX)
+    }
+
+    /// ENAMETOOLONG where no record can keep what somebody asks to be kept of an inode.
+    pub(super) fn refuse_unrecorded(&self, namespace: &Namespace, ino: Ino) -> Result<(), Errno> {
+        let named = namespace.get(ino).filter(|inode| inode.linked && ino != Ino::ROOT);
+        match named.is_none_or(|inode| self.can_record_in(namespace, inode.parent)) {
+            true => Ok(()),
+            false => Err(Errno::ENAMETOOLONG),
+        }
     }
 
     /// Takes a name out of our record: it is gone or means something new.

@@ -33,6 +33,7 @@ impl Fs {
             return Err(Errno::EINVAL);
         }
         self.refuse_long_keys(&plan)?;
+        self.refuse_losing(&plan)?;
         if !self.moves.is_idle() {
             self.finish_renames(plan.from.as_str()).await?;
             self.finish_renames(plan.to.as_str()).await?;
