@@ -1,5 +1,6 @@
 //! Renames of directories that are in the bucket, on whole mounts over a store in memory that takes
-//! [`ROUND_TRIP`] for each request: what they cost, and what others see meanwhile.
+//! [`ROUND_TRIP`] for each request: what they cost, and what others see meanwhile; and what is
+//! refused where a key would be too long.
 
 #[path = "support/mounts.rs"]
 mod mounts;
@@ -12,11 +13,11 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use trialfs::bucket::memory::MemoryStore;
-use trialfs::bucket::{Bucket, BucketError};
+use trialfs::bucket::{Bucket, BucketError, Condition, Operation};
 use trialfs::clock::{self, Clock, ulid};
 use trialfs::fs::error::Errno;
-use trialfs::fs::{Caller, Closer, Fs, Replace};
-use trialfs::types::Ino;
+use trialfs::fs::{Caller, Closer, Fs, Replace, SetAttributes, SetMode};
+use trialfs::types::{Ino, Key};
 
 use mounts::Setup;
 use steered::{Steer, Steered};
@@ -330,4 +331,198 @@ async fn a_mover_that_dies_leaves_the_old_or_the_new_and_others_finish() {
         let prefix = if names == ["run"] { "new/" } else { "run/" };
         assert!(!store.objects().keys().any(|key| key.starts_with(prefix)));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_with_a_key_that_has_no_name_is_shown_once_after_its_rename() {
+    let store = MemoryStore::new(clock::system());
+    let mount = Mount::new(&store);
+    let top = mount.mkdir(Ino::ROOT, "oq").await;
+    let old = mount.mkdir(top, "d").await;
+    mount.write(old, "ok", b"ok").await;
+    for key in ["oq/d/c\u{2}x", "oq/d/"] {
+        let (body, none) = (bytes::Bytes::from_static(b"x"), Default::default());
+        mount.bucket.put(&Key::new(key), body, &Condition::Always, &none).await.unwrap();
+    }
+    assert_eq!(mount.names(top).await, ["d"]);
+    assert_eq!(mount.names(old).await, ["ok"]);
+    store.take_requests();
+    mount.rename((top, "d"), (top, "e")).await.unwrap();
+    // Some stores list an emptied prefix until its own key is deleted: that of our mark, too.
+    let deleted = (Operation::Delete, "oq/d/.trialfs/".to_owned());
+    assert!(store.take_requests().contains(&deleted));
+    for wait in 0..4 {
+        assert_eq!(mount.names(top).await, ["e"], "after {wait} s: {:?}", store.objects().keys());
+        assert_eq!(mount.find(top, "d").await, None, "after {wait} s");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let left: Vec<String> = store.objects().into_keys().collect();
+    assert!(!left.iter().any(|key| key.starts_with("oq/d/")), "{left:?}");
+    assert!(left.contains(&"oq/e/c\u{2}x".to_owned()), "{left:?}");
+}
+
+/// Directories of 200 bytes each, one in another.
+async fn deep(mount: &Mount) -> Ino {
+    let mut directory = Ino::ROOT;
+    for _ in 0..4 {
+        directory = mount.mkdir(directory, &"k".repeat(200)).await;
+    }
+    directory
+}
+
+async fn walk(mount: &Mount, path: &[&str]) -> Ino {
+    let mut at = Ino::ROOT;
+    for name in path {
+        at = mount.find(at, name).await.expect(name);
+    }
+    at
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rename_leaves_no_file_below_a_key_too_long_to_ask_for() {
+    let store = MemoryStore::new(clock::system());
+    let mount = Mount::new(&store);
+    let (k, m) = ("k".repeat(200), "m".repeat(250));
+    let long = deep(&mount).await;
+    let short = mount.mkdir(Ino::ROOT, "short").await;
+    let sub = mount.mkdir(short, "sub").await;
+    mount.write(sub, &m, b"here").await;
+    // Neither a node that knows the file, nor one that has only heard of its directory.
+    let other = Mount::new(&store);
+    let far = walk(&other, &[&k, &k, &k, &k]).await;
+    for (node, into) in [(&mount, long), (&other, far)] {
+        let before: Vec<String> = store.objects().into_keys().collect();
+        let renamed = node.rename((Ino::ROOT, "short"), (into, "short")).await;
+        assert_eq!(renamed, Err(Errno::ENAMETOOLONG));
+        assert_eq!(store.objects().into_keys().collect::<Vec<_>>(), before);
+        let file = walk(node, &["short", "sub", &m]).await;
+        assert_eq!(node.read(file).await.unwrap(), b"here");
+        assert_eq!(node.find(into, "short").await, None);
+    }
+    // Nor where the file is on this node only.
+    mount.fs.unlink(sub, OsStr::new(&m)).await.unwrap();
+    let flags = libc::O_WRONLY | libc::O_CREAT;
+    let made = mount.fs.create(sub, OsStr::new(&m), 0o644, flags, CALLER).await;
+    let handle = made.unwrap().1.handle;
+    mount.fs.write(handle, 0, b"staged").await.unwrap();
+    let renamed = mount.rename((Ino::ROOT, "short"), (long, "short")).await;
+    assert_eq!(renamed, Err(Errno::ENAMETOOLONG));
+    mount.fs.flush(handle, Closer::Living(0)).await.unwrap();
+    mount.fs.release(handle).await;
+    let file = walk(&other, &["short", "sub", &m]).await;
+    assert_eq!(other.read(file).await.unwrap(), b"staged");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rename_loses_no_attributes_to_a_key_too_long_for_their_record() {
+    let store = MemoryStore::new(clock::system());
+    let mount = Mount::new(&store);
+    let long = deep(&mount).await;
+    let long = mount.mkdir(long, &"p".repeat(150)).await;
+    let short = mount.mkdir(Ino::ROOT, "short").await;
+    let sub = mount.mkdir(short, &"s".repeat(25)).await;
+    let file = mount.write(sub, "f", b"here").await;
+    let other = Mount::new(&store);
+    let mode = SetAttributes { mode: Some(0o600), ..SetAttributes::default() };
+    mount.fs.setattr(file, mode).await.unwrap();
+    mount.fs.fsyncdir(sub).await.unwrap();
+    let (k, p) = ("k".repeat(200), "p".repeat(150));
+    let far = walk(&other, &[&k, &k, &k, &k, &p]).await;
+    for (node, into) in [(&mount, long), (&other, far)] {
+        let renamed = node.rename((Ino::ROOT, "short"), (into, "short")).await;
+        assert_eq!(renamed, Err(Errno::ENAMETOOLONG));
+    }
+    let mode = SetAttributes { mode: Some(0o644), ..SetAttributes::default() };
+    mount.fs.setattr(file, mode).await.unwrap();
+    mount.fs.unlink(sub, OsStr::new("f")).await.unwrap();
+    mount.write(sub, "g", b"plain").await;
+    mount.rename((Ino::ROOT, "short"), (long, "short")).await.unwrap();
+    settled(&store).await;
+    let s = "s".repeat(25);
+    let file = walk(&other, &[&k, &k, &k, &k, &p, "short", &s, "g"]).await;
+    assert_eq!(other.read(file).await.unwrap(), b"plain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_directory_too_long_for_records_still_goes_to_another_name_and_back() {
+    let store = MemoryStore::new(clock::system());
+    let mount = Mount::new(&store);
+    let long = deep(&mount).await;
+    for bytes in [195, 210] {
+        let name = "d".repeat(bytes);
+        let directory = mount.mkdir(long, &name).await;
+        mount.write(directory, "f", b"here").await;
+        mount.rename((long, &name), (Ino::ROOT, "out")).await.unwrap();
+        let other = Mount::new(&store);
+        let file = walk(&other, &["out", "f"]).await;
+        assert_eq!(other.read(file).await.unwrap(), b"here");
+        assert_eq!(mount.find(long, &name).await, None);
+        mount.rename((Ino::ROOT, "out"), (long, &name)).await.unwrap();
+        let file = mount.find(directory, "f").await.unwrap();
+        assert_eq!(mount.read(file).await.unwrap(), b"here");
+        assert_eq!(other.find(Ino::ROOT, "out").await, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_promised_that_no_record_can_keep_where_keys_are_too_long() {
+    let store = MemoryStore::new(clock::system());
+    let mount = Mount::new(&store);
+    let long = deep(&mount).await;
+    for bytes in [200, 213] {
+        let name = "d".repeat(bytes);
+        let directory = mount.mkdir(long, &name).await;
+        let flags = libc::O_WRONLY | libc::O_CREAT;
+        let made = mount.fs.create(directory, OsStr::new("f"), 0o600, flags, CALLER).await;
+        let (entry, opened) = made.unwrap();
+        mount.fs.write(opened.handle, 0, b"plain").await.unwrap();
+        mount.fs.fsync(opened.handle).await.unwrap();
+        mount.fs.flush(opened.handle, Closer::Living(0)).await.unwrap();
+        mount.fs.fsync(opened.handle).await.unwrap();
+        mount.fs.release(opened.handle).await;
+        let (file, none) = (entry.stat.ino, SetAttributes::default());
+        let now = Some(std::time::SystemTime::UNIX_EPOCH);
+        for set in [
+            SetAttributes { mode: Some(0o640), ..none },
+            SetAttributes { uid: Some(7), ..none },
+            SetAttributes { mtime: now, ..none },
+        ] {
+            assert_eq!(mount.fs.setattr(file, set).await.err(), Some(Errno::ENAMETOOLONG));
+        }
+        let refused = mount.fs.setxattr(file, "user.a", b"x", SetMode::Any).await;
+        assert_eq!(refused, Err(Errno::ENAMETOOLONG));
+        let (link, pipe) = (OsStr::new("l"), OsStr::new("p"));
+        let refused = mount.fs.symlink(directory, link, OsStr::new("f"), CALLER).await;
+        assert_eq!(refused.err(), Some(Errno::ENAMETOOLONG));
+        let refused = mount.fs.mknod(directory, pipe, libc::S_IFIFO | 0o644, 0, CALLER).await;
+        assert_eq!(refused.err(), Some(Errno::ENAMETOOLONG));
+        // What comes from elsewhere keeps what it has, or its name.
+        mount.fs.mknod(Ino::ROOT, pipe, libc::S_IFIFO | 0o644, 0, CALLER).await.unwrap();
+        let secret = mount.write(Ino::ROOT, "s", b"secret").await;
+        mount.fs.setattr(secret, SetAttributes { mode: Some(0o600), ..none }).await.unwrap();
+        for name in ["p", "s"] {
+            let renamed = mount.rename((Ino::ROOT, name), (directory, name)).await;
+            assert_eq!(renamed, Err(Errno::ENAMETOOLONG));
+            mount.fs.unlink(Ino::ROOT, OsStr::new(name)).await.unwrap();
+        }
+        mount.write(Ino::ROOT, "a", b"moved").await;
+        mount.rename((Ino::ROOT, "a"), (directory, "a")).await.unwrap();
+        mount.rename((directory, "a"), (directory, "b")).await.unwrap();
+        // What changes nothing, or what the object tells, needs no record.
+        mount.fs.setattr(file, SetAttributes { mode: Some(0o600), ..none }).await.unwrap();
+        let cut = SetAttributes { size: Some(2), mtime: now, ..none };
+        mount.fs.setattr(file, cut).await.unwrap();
+        assert_eq!(mount.fs.drain().await, 0, "it is tried again");
+        let other = Mount::new(&store);
+        let k = "k".repeat(200);
+        let directory = walk(&other, &[&k, &k, &k, &k, &name]).await;
+        assert_eq!(other.names(directory).await, ["b", "f"]);
+        for (name, body) in [("b", &b"moved"[..]), ("f", b"pl")] {
+            let file = other.find(directory, name).await.unwrap();
+            assert_eq!(other.read(file).await.unwrap(), body);
+            other.fs.unlink(directory, OsStr::new(name)).await.unwrap();
+        }
+        other.fs.rmdir(walk(&other, &[&k, &k, &k, &k]).await, OsStr::new(&name)).await.unwrap();
+    }
+    assert_eq!(mount.bucket.counts().errors, 0);
 }

@@ -109,6 +109,18 @@ impl Mover {
         Self { bucket, clock, writer, id, ends, over, state: Mutex::default() }
     }
 
+    /// Whether stores take the keys of all that it would write beside and in both directories. No
+    /// request.
+    pub fn fits(&self) -> bool {
+        let Ends { from_dir, from, to_dir, to } = &self.ends;
+        let marks = [self.ends.source(), self.ends.target()].map(|end| mark_key(&end, self.id));
+        let last = KeyKind::List(self.id, record::LISTS_MAX as u32);
+        let there = [KeyKind::Into(self.id), KeyKind::Moved(self.id), last];
+        marks.iter().all(Key::fits)
+            && self.key(from_dir, from, KeyKind::From(self.id)).is_ok()
+            && there.into_iter().all(|kind| self.key(to_dir, to, kind).is_ok())
+    }
+
     /// What is decided, as far as was seen.
     pub fn decided(&self) -> Option<Arc<Decided>> {
         self.state.lock().seen.records().and_then(|records| records.decided.clone())

@@ -54,6 +54,7 @@ pub enum SetMode {
 impl Fs {
     pub async fn setattr(&self, ino: Ino, set: SetAttributes) -> Result<Entry, Errno> {
         self.writable()?;
+        self.refuse_lasting(ino, &set)?;
         if let Some(size) = set.size {
             self.truncate(ino, size).await?;
         }
@@ -67,6 +68,21 @@ impl Fs {
         self.record_attributes(ino);
         let stat = self.stat(ino)?;
         Ok(Entry { stat, ttl: self.ttl() })
+    }
+
+    /// ENAMETOOLONG if something is to change that only a record keeps, where none can be. A
+    /// truncation sets the mtime as a write does: the object tells it.
+    fn refuse_lasting(&self, ino: Ino, set: &SetAttributes) -> Result<(), Errno> {
+        let namespace = self.namespace.lock();
+        let now = &namespace.get(ino).ok_or(Errno::ESTALE)?.attributes;
+        let differs = |set: Option<u32>, now| set.is_some_and(|set| set != now);
+        let timed = set.size.is_none() && (set.atime.is_some() || set.mtime.is_some());
+        let mode = set.mode.map(|mode| mode & 0o7777);
+        let owned = differs(set.uid, now.uid) || differs(set.gid, now.gid);
+        match timed || owned || differs(mode, now.mode) {
+            true => self.refuse_unrecorded(&namespace, ino),
+            false => Ok(()),
+        }
     }
 
     fn change_attributes(&self, ino: Ino, set: &SetAttributes) -> Result<(), Errno> {
@@ -182,6 +198,7 @@ impl Fs {
             return Err(Errno::EOPNOTSUPP);
         }
         let mut namespace = self.namespace.lock();
+        self.refuse_unrecorded(&namespace, ino)?;
         let inode = namespace.get_mut(ino).ok_or(Errno::ESTALE)?;
         let xattrs = &mut inode.attributes.xattrs;
         match (how, xattrs.contains_key(name)) {
@@ -230,8 +247,13 @@ impl Fs {
     pub fn removexattr(&self, ino: Ino, name: &str) -> Result<(), Errno> {
         self.writable()?;
         let mut namespace = self.namespace.lock();
+        let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
+        if !inode.attributes.xattrs.contains_key(name) {
+            return Err(Errno::ENODATA);
+        }
+        self.refuse_unrecorded(&namespace, ino)?;
         let inode = namespace.get_mut(ino).ok_or(Errno::ESTALE)?;
-        inode.attributes.xattrs.remove(name).ok_or(Errno::ENODATA)?;
+        inode.attributes.xattrs.remove(name);
         inode.attributes.ctime = self.wall();
         namespace.touch(ino, self.clock.now());
         drop(namespace);

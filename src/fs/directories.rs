@@ -440,6 +440,9 @@ impl Fs {
     /// `shown`: a LIST shows it, if only by its name.
     async fn remove_control(&self, directory: &Key, shown: bool) -> Result<(), BucketError> {
         let control = Key::new(format!("{directory}{CONTROL_DIR}/"));
+        if !control.fits() {
+            return Ok(());
+        }
         let page = match self.bucket.list_all(control.as_str(), false).await {
             Err(BucketError::NotFound) => return Ok(()),
             other => other?,

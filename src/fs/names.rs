@@ -210,6 +210,9 @@ impl Fs {
     ) -> Result<Ino, Errno> {
         let _waiting = self.wait_at(parent);
         let (name, key) = self.new_name(parent, name)?;
+        if kind != Kind::File && !self.can_record_in(&self.namespace.lock(), parent) {
+            return Err(Errno::ENAMETOOLONG); // a listing would show a file
+        }
         self.free_name(&key).await?;
         if let Some(place) = self.writing_place_of_new(parent, &name, kind) {
             let mut attributes = self.new_attributes(parent, kind, mode, caller);

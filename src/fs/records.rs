@@ -14,12 +14,13 @@ use super::error::Errno;
 use super::lookup::learn_root;
 use crate::bucket::{BucketError, Condition, ListedObject, Metadata};
 use crate::checkpoint::record::RecordKey;
+use crate::namespace::Namespace;
 use crate::namespace::attrs::{
     AttrsRecord, OWN_ENTRY, RECORD_BYTES_MAX, RECORD_PREFIX, Recorded, nanos, record_key,
 };
 use crate::namespace::inode::{LoadedRecord, Presence};
 use crate::namespace::listing::Listing;
-use crate::types::{CONTROL_DIR, Ino, Key, Kind};
+use crate::types::{CONTROL_DIR, Ino, KEY_BYTES_MAX, Key, Kind};
 
 /// How long changes of attributes are gathered before they are written.
 const FLUSH_DELAY: Duration = Duration::from_millis(300);
@@ -90,9 +91,12 @@ impl Fs {
         };
         let checked = self.clock.now();
         let control = format!("{prefix}{CONTROL_DIR}/");
-        let mut page = match self.bucket.list_all(&control, true).await {
-            Err(BucketError::NotFound) => Default::default(),
-            other => other?,
+        let mut page = match control.len() < KEY_BYTES_MAX {
+            true => match self.bucket.list_all(&control, true).await {
+                Err(BucketError::NotFound) => Default::default(),
+                other => other?,
+            },
+            false => Default::default(), // no key is below it, and stores refuse to look
         };
         let renames =
             record_keys(&page.objects, &control).filter(|key| key.kind.of_move().is_some());
@@ -208,10 +212,30 @@ impl Fs {
         if plain && !said {
             return;
         }
+        if !self.can_record_in(&namespace, parent) {
+            return; // what nobody asked for: it lasts as long as this node knows the inode
+        }
+        let Some(directory) = namespace.directory_mut(parent) else { return };
         directory.own.insert(name, entry);
         directory.own_dirty = true;
         drop(namespace);
         self.records_dirty.notify_one();
+    }
+
+    /// Whether our record of what is in a directory has a key that stores take.
+    pub(super) fn can_record_in(&self, namespace: &Namespace, directory: Ino) -> bool {
+        let key = namespace.key(directory);
+        let record = key.map(|key| record_key(key.as_str(), &self.config.mount_id));
+        record.is_none_or(|record| record.len() <= KEY_BYTES_MAX)
+    }
+
+    /// ENAMETOOLONG where no record can keep what somebody asks to be kept of an inode.
+    pub(super) fn refuse_unrecorded(&self, namespace: &Namespace, ino: Ino) -> Result<(), Errno> {
+        let named = namespace.get(ino).filter(|inode| inode.linked && ino != Ino::ROOT);
+        match named.is_none_or(|inode| self.can_record_in(namespace, inode.parent)) {
+            true => Ok(()),
+            false => Err(Errno::ENAMETOOLONG),
+        }
     }
 
     /// Takes a name out of our record: it is gone or means something new.

@@ -131,6 +131,21 @@ impl Fs {
         Ok(Move { from, to, ..plan })
     }
 
+    /// ENAMETOOLONG where what is recorded at the old name can't be at the new one. Of a plain file
+    /// where no record can be nothing was promised.
+    fn refuse_losing(&self, plan: &Move) -> Result<(), Errno> {
+        let namespace = self.namespace.lock();
+        let inode = namespace.get(plan.ino).ok_or(Errno::ESTALE)?;
+        let default = inode.attributes.is_default(inode.kind, namespace.defaults());
+        let plain = matches!(inode.kind, Kind::File | Kind::Directory);
+        let recorded = !plain || self.can_record_in(&namespace, plan.from_parent);
+        let loses = recorded && (!default || inode.times_set);
+        match loses && !self.can_record_in(&namespace, plan.to_parent) {
+            true => Err(Errno::ENAMETOOLONG),
+            false => Ok(()),
+        }
+    }
+
     async fn rename_file(&self, plan: Move) -> Result<(), Errno> {
         let file = self.handles.shared(plan.ino);
         self.wait_turn(&file).await;
@@ -164,6 +179,7 @@ impl Fs {
             None => _first = Some(file.quiet().await),
         }
         let plan = self.with_keys(plan)?;
+        self.refuse_losing(&plan)?;
         self.settle_inode(plan.ino).await?;
         self.settle_key(&plan.to).await?;
         if let Some(errno) = file.state.lock().stuck() {

@@ -135,6 +135,24 @@ def test_a_rename_costs_a_few_requests_for_any_size():
     here.stop()
 
 
+def test_a_directory_with_a_key_that_has_no_name_is_shown_once_after_its_rename():
+    prefix = unique("odd")
+    here = Mount(prefix)
+    (here.path / "oq" / "d").mkdir(parents=True)
+    (here.path / "oq" / "d" / "ok").write_bytes(b"ok")
+    s3().put(f"{prefix}/oq/d/c\x02x", b"odd")
+    assert os.listdir(here.path / "oq" / "d") == ["ok"]
+    os.rename(here.path / "oq" / "d", here.path / "oq" / "e")
+    there = Mount(prefix, name="b")
+    for mount in (here, there):
+        eventually(f"only e at {mount.name}", lambda m=mount: os.listdir(m.path / "oq") == ["e"], 5)
+        assert (mount.path / "oq" / "e" / "ok").read_bytes() == b"ok"
+        assert not (mount.path / "oq" / "d").exists()
+    assert set(s3().keys(prefix)) == {"oq/e/ok", "oq/e/c\x02x"}
+    there.stop()
+    here.stop()
+
+
 def test_another_node_works_in_it_at_once():
     prefix = unique("works")
     a, b = Mount(prefix, name="a"), Mount(prefix, name="b")

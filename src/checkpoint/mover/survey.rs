@@ -7,7 +7,7 @@ use crate::bucket::{BucketError, ListedObject, Page};
 use crate::checkpoint::moves::Survey;
 use crate::checkpoint::record::key::{MARK_PREFIX, child_prefix, control_prefix, mark_key};
 use crate::checkpoint::record::{Escaped, KeyKind, RecordKey, Suffix};
-use crate::types::{CONTROL_DIR, Name};
+use crate::types::{CONTROL_DIR, KEY_BYTES_MAX, Name};
 
 /// Marks asked for in a directory above: one of another rename is enough.
 const MARKS_MAX: u16 = 2;
@@ -23,6 +23,8 @@ pub struct Surveyed {
     pub nested: BTreeSet<(String, String)>,
     /// Keys that no record can name: such a directory is not renamed by one.
     pub odd: bool,
+    /// A key would be longer than stores take: such a directory is not renamed at all.
+    pub long: bool,
 }
 
 impl Mover {
@@ -88,15 +90,20 @@ impl Mover {
 
     fn sort(&self, source: &str, objects: Vec<ListedObject>) -> Surveyed {
         let mut found = Surveyed::default();
+        let target = self.ends.target().len();
         for object in objects {
             let Some(text) = object.key.as_str().strip_prefix(source) else { continue };
+            let long = target + text.len() > KEY_BYTES_MAX;
             if let Ok(suffix) = Suffix::new(text) {
+                found.long |= long;
                 found.survey.entries.insert(suffix, object.etag);
                 continue;
             }
             let control = text.rsplit_once('/').filter(|(dir, _)| dir.ends_with(CONTROL_DIR));
             let Some((dir, record)) = control else {
-                found.odd |= !text.ends_with(&format!("{CONTROL_DIR}/"));
+                let odd = !text.ends_with(&format!("{CONTROL_DIR}/"));
+                found.long |= odd && long;
+                found.odd |= odd;
                 continue;
             };
             let dir = dir.strip_suffix(CONTROL_DIR).unwrap_or(dir);

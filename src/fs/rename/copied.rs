@@ -19,7 +19,8 @@ use crate::types::{CONTROL_DIR, ETag, Ino, Key};
 const COPIES_MAX: usize = 16;
 
 impl Fs {
-    pub(super) async fn move_keys(&self, plan: &Move) -> Result<(), Errno> {
+    /// `target`: what stands at the new name, which goes if it is empty.
+    pub(super) async fn move_keys(&self, plan: &Move, target: Option<Ino>) -> Result<(), Errno> {
         let (from, to) = (plan.from.as_str(), plan.to.as_str());
         let objects = self.bucket.list_all(from, false).await?.objects;
         self.refuse_moving_undecided(&objects).await?;
@@ -30,6 +31,12 @@ impl Fs {
                 (object, key)
             })
             .collect();
+        if !moves.iter().all(|(_, to)| to.fits()) {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        if let Some(target) = target {
+            self.remove_empty(target).await?;
+        }
         let copies = moves.clone().into_iter().map(|(object, key)| self.copy_below(object, key));
         let copies = futures::stream::iter(copies).buffer_unordered(COPIES_MAX);
         let etags: HashMap<Key, (ETag, ETag)> = match copies.try_collect().await {
@@ -57,6 +64,8 @@ impl Fs {
             Some(Key::new(&key.as_str()[..end]))
         };
         let mut directories: BTreeSet<Key> = keys.iter().filter_map(control_of).collect();
+        // The mark of a rename that no record could decide was in it, and is gone since.
+        directories.insert(Key::new(format!("{from}{CONTROL_DIR}/")));
         // Implied ones as well: such a store lists those, too.
         for key in &keys {
             let below = key.as_str().match_indices('/').map(|(at, _)| &key.as_str()[..=at]);

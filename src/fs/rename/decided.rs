@@ -26,7 +26,7 @@ enum Tried {
     Renamed(Arc<Rename>),
     /// Something in the way may be gone by now.
     Again,
-    /// A key below it is none that a record can name.
+    /// A key below it is none that a record can name, or a record's own would be too long.
     Odd,
 }
 
@@ -44,12 +44,7 @@ impl Fs {
             match self.try_rename(&plan, replace, places).await? {
                 Tried::Renamed(rename) => return self.renamed(&plan, rename),
                 Tried::Odd => {
-                    if let Some(target) = self.resolve(plan.to_parent, &plan.to_name).await? {
-                        self.remove_empty(target).await?;
-                    }
-                    self.move_keys(&plan).await?;
-                    self.record_attributes(plan.ino);
-                    return Ok(());
+                    return self.rename_undecided(&plan, replace).await;
                 }
                 Tried::Again => {
                     for parent in [plan.from_parent, plan.to_parent] {
@@ -66,6 +61,23 @@ impl Fs {
         Err(Errno::EBUSY)
     }
 
+    /// Key by key, where no record can decide it.
+    async fn rename_undecided(&self, plan: &Move, replace: Replace) -> Result<(), Errno> {
+        if self.ask(plan.from_parent, &plan.from_name).await? != Some(plan.ino) {
+            return Err(Errno::ENOENT);
+        }
+        let target = self.resolve(plan.to_parent, &plan.to_name).await?;
+        match target {
+            Some(_) if replace == Replace::Refused => return Err(Errno::EEXIST),
+            Some(target) => self.refuse_target(target)?,
+            None => {}
+        }
+        self.keep_directory(plan.from_parent).await?;
+        self.move_keys(plan, target).await?;
+        self.record_attributes(plan.ino);
+        Ok(())
+    }
+
     async fn try_rename(
         &self,
         plan: &Move,
@@ -75,6 +87,9 @@ impl Fs {
         let known = self.namespace.lock().child(plan.to_parent, &plan.to_name).map(|c| c.kind);
         let over = known == Some(Kind::Directory);
         let mover = self.mover(plan, over)?;
+        if !mover.fits() {
+            return Ok(Tried::Odd);
+        }
         let nonce = mover.nonce();
         let intent = Intent::Move { nonce };
         let (pointed, target, kept) = tokio::join!(
@@ -96,7 +111,12 @@ impl Fs {
             return refused.map_or(Ok(Tried::Again), Err);
         }
         let (surveyed, undecided) = tokio::join!(mover.survey(), self.is_either_undecided(places));
-        let Surveyed { mut survey, nested, odd } = surveyed?;
+        let Surveyed { mut survey, nested, odd, long } = surveyed?;
+        if long {
+            // Decided, it would show names below it that no request can be made for.
+            self.withdraw_rename(&mover, &intent).await?;
+            return Err(Errno::ENAMETOOLONG);
+        }
         survey.rival |= undecided?;
         for (dir, child) in nested {
             survey.rival |= self.is_undecided(&Key::new(dir), &child).await?;

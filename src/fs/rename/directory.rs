@@ -6,7 +6,8 @@ use crate::bucket::Condition;
 use crate::fs::Fs;
 use crate::fs::checkpoints::can_commit;
 use crate::fs::error::Errno;
-use crate::types::{Ino, Kind};
+use crate::namespace::attrs::record_key;
+use crate::types::{Ino, KEY_BYTES_MAX, Kind};
 
 impl Fs {
     /// Whether one record can decide a directory's rename here.
@@ -31,10 +32,13 @@ impl Fs {
         if self.namespace.lock().is_below(plan.to_parent, plan.ino) {
             return Err(Errno::EINVAL);
         }
+        self.refuse_long_keys(&plan)?;
+        self.refuse_losing(&plan)?;
         if !self.moves.is_idle() {
             self.finish_renames(plan.from.as_str()).await?;
             self.finish_renames(plan.to.as_str()).await?;
         }
+        let renames = self.bucket.capabilities().rename_directory;
         let from = self.place(plan.ino);
         let to = self.place_of_new(plan.to_parent, &plan.to_name, Kind::Directory);
         // What is open here, or is to become what it was written for, goes as transactions do.
@@ -58,7 +62,11 @@ impl Fs {
             if self.kind_of(target)? != Kind::Directory {
                 return Err(Errno::ENOTDIR);
             }
-            self.remove_empty(target).await?;
+            // Where a LIST comes first that may refuse it all, it goes after that.
+            if from.is_some() || self.can_decide_rename() || renames {
+                self.remove_empty(target).await?;
+                plan.target = None;
+            }
         }
         self.settle_below(plan.ino).await?;
         if let Some(from) = from
@@ -71,22 +79,42 @@ impl Fs {
         self.complete_below(plan.ino).await?;
         self.complete_copies(|source| source.as_str().starts_with(plan.from.as_str())).await;
         if self.can_decide_rename() {
-            // What was there is removed.
-            let plan = Move { target: None, ..plan };
             let places = (self.place(plan.ino), to);
             let places = (places.0.as_ref(), places.1.as_ref());
             return self.rename_decided(plan, Replace::Allowed, places).await;
         }
         self.keep_directory(plan.from_parent).await?;
-        if self.bucket.capabilities().rename_directory {
+        if renames {
             self.bucket.rename(&plan.from, &plan.to, &Condition::Always).await?;
             self.moved(&plan);
             self.let_go_below(plan.ino);
         } else {
-            self.move_keys(&plan).await?;
+            self.move_keys(&plan, plan.target).await?;
         }
         self.record_attributes(plan.ino);
         Ok(())
+    }
+
+    /// Under its new name all that is known here below a directory must have a key that stores
+    /// take, and so must our records of it: what is not in the bucket yet no LIST tells of.
+    fn refuse_long_keys(&self, plan: &Move) -> Result<(), Errno> {
+        let (from, to) = (plan.from.as_str(), plan.to.as_str());
+        if to.len() <= from.len() {
+            return Ok(()); // as it did before
+        }
+        let namespace = self.namespace.lock();
+        let fits = |ino: Ino| {
+            let Some(key) = namespace.key(ino) else { return true };
+            let below = key.as_str().strip_prefix(from).unwrap_or_default();
+            let key = format!("{to}{below}");
+            let recorded = namespace.get(ino).is_some_and(|it| !it.directory.own.is_empty());
+            let last = if recorded { record_key(&key, &self.config.mount_id) } else { key };
+            last.len() <= KEY_BYTES_MAX
+        };
+        match namespace.below(plan.ino).into_iter().all(fits) {
+            true => Ok(()),
+            false => Err(Errno::ENAMETOOLONG),
+        }
     }
 
     /// All that is known below a directory, but not itself.
