@@ -213,8 +213,8 @@ impl Suite {
         assert_eq!(page.prefixes.len(), 7, "those that stand behind the object");
     }
 
-    /// SeaweedFS says of such a page that it is the last: an unfinished rename or a cleaning up would
-    /// take the rest for gone.
+    /// SeaweedFS says of such a page that it is the last: an unfinished rename or a cleaning up
+    /// would take the rest for gone.
     async fn a_full_page_that_ends_with_a_marker_is_not_the_last(&self) {
         let none = self.bucket.list_behind(&self.root, false, &self.key("full/a"), 1).await;
         if none.is_err() || !self.bucket.capabilities().markers {
