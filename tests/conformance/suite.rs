@@ -581,6 +581,8 @@ impl Suite {
                 }
             }
         }
-        panic!("what was deleted is still listed");
+        let page = self.bucket.list_all(&self.root, false).await.unwrap();
+        let left: Vec<_> = page.objects.iter().map(|o| o.key.as_str()).collect();
+        panic!("what was deleted is still listed: {left:?}");
     }
 }
