@@ -303,7 +303,7 @@ impl Bucket {
         Err(BucketError::Invalid(format!("a listing of more than {PAGES_MAX} pages")))
     }
 
-    /// See [`Store::list_behind`]. One request.
+    /// See [`Store::list_behind`]; so is a store taken that begins elsewhere. One request.
     pub async fn list_behind(
         &self,
         prefix: &str,
@@ -313,7 +313,11 @@ impl Bucket {
     ) -> Result<Page, BucketError> {
         let store = &self.caller.store;
         let ask = || store.list_behind(prefix, delimiter, start, max);
-        self.caller.call(Operation::List, 0, ask).await.result
+        let page = self.caller.call(Operation::List, 0, ask).await.result?;
+        match boundaries::is_behind(&page, start) {
+            true => Ok(page),
+            false => Err(BucketError::Unsupported("begin a listing behind a key")),
+        }
     }
 
     /// Atomic rename, where [`Capabilities::rename_file`] or `rename_directory` says so. One

@@ -112,6 +112,11 @@ fn ends(listed: &Page, page_entries: usize) -> Option<Vec<Key>> {
     (!ends.is_empty()).then_some(ends)
 }
 
+/// Whether a store that was asked to begin behind a key has done so: some know nothing of it.
+pub fn is_behind(page: &Page, start: &Key) -> bool {
+    page.objects.iter().filter(|object| is_file(object)).all(|object| object.key > *start)
+}
+
 /// Whether it stands where its key's bytes say, in every store.
 fn is_file(object: &ListedObject) -> bool {
     !object.key.is_marker()
@@ -154,6 +159,14 @@ mod tests {
         assert_eq!(seven, Some(vec!["c".to_owned(), "f".to_owned()]));
         assert_eq!(cut(&["a", "c", "d"], &["b/"]), Some(vec!["c".to_owned()]));
         assert_eq!(cut(&["z"], &["a/", "b/", "c/"]), None, "there is no object to begin behind");
+    }
+
+    #[test]
+    fn a_store_that_begins_elsewhere_than_it_was_asked_is_found_out() {
+        let key = Key::new("c");
+        assert!(is_behind(&listed(&["d", "e"], &["a/"]), &key));
+        assert!(!is_behind(&listed(&["a", "b"], &[]), &key));
+        assert!(!is_behind(&listed(&["c", "d"], &[]), &key));
     }
 
     #[test]

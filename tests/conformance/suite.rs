@@ -2,6 +2,7 @@
 //! can't do it says in its capabilities, and then the suite does not ask for it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -563,9 +564,10 @@ impl Suite {
         }
     }
 
-    /// Takes everything away again, deepest first: directories that are real go last.
+    /// Takes everything away again, deepest first: directories that are real go last. A server that
+    /// writes back shows what is gone a while longer.
     async fn clean(&self) {
-        for _ in 0..3 {
+        for _ in 0..100 {
             let page = self.bucket.list_all(&self.root, false).await.unwrap();
             let mut keys: Vec<_> = page.objects.into_iter().map(|o| o.key).collect();
             keys.retain(|key| key.as_str() != self.root && key.as_str() != ".trialfs/");
@@ -580,6 +582,7 @@ impl Suite {
                     Err(error) => panic!("{key}: {error}"),
                 }
             }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let page = self.bucket.list_all(&self.root, false).await.unwrap();
         let left: Vec<_> = page.objects.iter().map(|o| o.key.as_str()).collect();
