@@ -16,7 +16,7 @@ pub struct Refusal {
 /// Reads a refusal from the body of an answer and the code of its header, if they are there.
 pub fn refusal(body: &[u8], code: Option<&str>) -> Refusal {
     let text = std::str::from_utf8(body).unwrap_or_default().trim_start_matches('\u{feff}');
-    let read = || quick_xml::de::from_str::<Refusal>(text).unwrap_or_default();
+    let read = || crate::bucket::xml::from_str::<Refusal>(text).unwrap_or_default();
     let mut found = if text.contains("<Error") { read() } else { Refusal::default() };
     if let Some(code) = code {
         found.code = code.to_owned();

@@ -79,7 +79,7 @@ pub fn page(body: &[u8]) -> Result<Page, BucketError> {
         // Somebody's web page, which must not pass for an empty container.
         return Err(BucketError::Invalid("the listing is not understood".to_owned()));
     }
-    let listing: Listing = quick_xml::de::from_str(text.trim_start_matches('\u{feff}'))
+    let listing: Listing = xml::from_str(text.trim_start_matches('\u{feff}'))
         .map_err(|error| BucketError::Invalid(format!("the listing is not understood: {error}")))?;
     let blobs = listing.blobs.unwrap_or(Blobs { blob: vec![], blob_prefix: vec![] });
     Ok(Page {

@@ -95,8 +95,7 @@ pub fn entries(body: &[u8], base: &str) -> Result<Vec<Entry>, BucketError> {
     if !text.contains("multistatus") {
         return Err(not_understood(&"it is no multistatus")); // a web page is no empty directory
     }
-    let found: Multistatus =
-        quick_xml::de::from_str(text).map_err(|error| not_understood(&error))?;
+    let found: Multistatus = xml::from_str(text).map_err(|error| not_understood(&error))?;
     Ok(found.response.into_iter().filter_map(|response| entry(response, base)).collect())
 }
 

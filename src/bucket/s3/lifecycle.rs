@@ -44,7 +44,7 @@ struct Abort {
 /// understood is no rule.
 pub fn uploads_end_after_days(body: &[u8], prefix: &str) -> Option<u32> {
     let text = std::str::from_utf8(body).ok()?;
-    let Rules { rules } = quick_xml::de::from_str(text).ok()?;
+    let Rules { rules } = crate::bucket::xml::from_str(text).ok()?;
     let meets = |rule: &Rule| {
         let told = [&rule.prefix, &rule.filter.prefix, &rule.filter.and.prefix];
         told.iter().all(|told| prefix.starts_with(told.as_str()) || told.starts_with(prefix))
