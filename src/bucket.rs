@@ -232,15 +232,13 @@ impl Bucket {
         if !delimiter {
             return self.list_segment(prefix, delimiter, Segment::default()).await;
         }
-        let all = match self.boundaries.segments(prefix) {
-            None => self.list_segment(prefix, delimiter, Segment::default()).await?,
-            Some(segments) => match self.list_segments(prefix, segments).await {
-                Err(BucketError::Unsupported(_)) => {
-                    self.boundaries.set_unsupported();
-                    self.list_segment(prefix, delimiter, Segment::default()).await?
-                }
-                all => all?,
-            },
+        let segments = self.boundaries.segments(prefix);
+        let all = match self.list_segments(prefix, segments).await {
+            Err(BucketError::Unsupported(_)) => {
+                self.boundaries.set_unsupported();
+                self.list_segment(prefix, delimiter, Segment::default()).await?
+            }
+            all => all?,
         };
         self.boundaries.learn(prefix, &all, PAGE_ENTRIES_MAX.into());
         Ok(all)

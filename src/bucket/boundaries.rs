@@ -55,12 +55,13 @@ pub struct Boundaries {
 }
 
 impl Boundaries {
-    /// Of one level below `prefix`, if it was listed before and had several pages.
-    pub fn segments(&self, prefix: &str) -> Option<Vec<Segment>> {
-        let ends = self.kept.lock().get(prefix)?.clone();
+    /// Of one level below `prefix`: one that is all of it, if it was not listed before or had one
+    /// page.
+    pub fn segments(&self, prefix: &str) -> Vec<Segment> {
+        let ends = self.kept.lock().get(prefix).cloned().unwrap_or_default();
         let ends = || ends.iter().cloned().map(Some);
         let between = [None].into_iter().chain(ends()).zip(ends().chain([None]));
-        Some(between.map(|(start, end)| Segment { start, end }).collect())
+        between.map(|(start, end)| Segment { start, end }).collect()
     }
 
     /// Takes what a listing showed, in its order.

@@ -82,14 +82,14 @@ impl Fs {
 
     /// The key and version of a file that writers hold here and have nothing to add to.
     fn closed_version(&self, ino: Ino, file: &OpenFile) -> Option<(Key, ETag)> {
-        if self.writing_place(ino).is_some() {
-            return None;
-        }
         let key = {
             let namespace = self.namespace.lock();
             let inode = namespace.get(ino).filter(|inode| inode.staged && inode.linked)?;
             inode.at.clone().or_else(|| namespace.key(ino))?
         };
+        if self.writing_place(ino).is_some() {
+            return None; // the commit says what it is
+        }
         let state = file.state.lock();
         let staged = state.staged.as_ref().filter(|_| state.writers > 0 && state.uploading == 0)?;
         let uploaded = staged.last_uploaded().filter(|_| !staged.is_dirty())?;
