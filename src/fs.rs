@@ -90,6 +90,8 @@ const SETTLE_S_MAX: Duration = Duration::from_secs(10);
 pub trait Kernel: Send + Sync {
     /// Makes the kernel ask for the inode's attributes again. Returns when that holds.
     async fn invalidate_attributes(&self, ino: Ino);
+    /// Makes the kernel let go of what it holds of a file's content, some time soon.
+    fn drop_pages(&self, ino: Ino);
     /// Makes the kernel ask for a name again, some time soon.
     fn forget_name(&self, parent: Ino, name: &Name);
     /// Has the kernel let go of inodes, as far as nothing uses them, and returns once it was told:

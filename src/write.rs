@@ -68,6 +68,7 @@ mod error;
 mod fetch;
 mod intent;
 mod journal;
+mod lull;
 mod mapped;
 mod multipart;
 mod parts;
@@ -142,6 +143,9 @@ pub struct WriteConfig {
     pub staged_files_max: usize,
     /// Uploads that run at a time.
     pub uploads_max: usize,
+    /// Whether uploads that nobody waits for give way to writers (`lull`): not where each close
+    /// waits for its upload.
+    pub gives_way: bool,
     /// How long they wait, before ENOSPC or ENFILE.
     pub wait_max: Duration,
 }
@@ -176,6 +180,7 @@ impl Writer {
             dirty: DirtyBound::new(config.dirty_bytes_max, config.wait_max),
             places: Places::new(config.staged_files_max, config.wait_max),
             uploads_max: config.uploads_max,
+            gives_way: config.gives_way,
             runtime,
         });
         if let Some(journal) = journal {
@@ -250,6 +255,12 @@ impl Writer {
     /// Whether as much waits for the bucket as may. No request.
     pub fn is_dirty_full(&self) -> bool {
         self.shared.dirty.is_full()
+    }
+
+    /// How long uploads that nobody waits for give way to writers before they look again; `None`:
+    /// they may go. No request.
+    pub fn gives_way(&self) -> Option<Duration> {
+        self.shared.gives_way()
     }
 
     /// Waits until no upload runs and no abort is under way; what begins meanwhile counts too.

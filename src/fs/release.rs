@@ -3,12 +3,13 @@
 //! Owns the release of handles and what rests here after it. Does not own the upload (`sync`,
 //! `acknowledge`).
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Fs;
 use super::checkpoints::commit::Root;
 use super::error::Errno;
-use super::handles::{FileHandle, Handle, OpenFile};
+use super::handles::{FileHandle, Handle, IoMode, OpenFile};
 use crate::bucket::BucketError;
 use crate::types::{ETag, Ino, Key};
 use crate::write::FilePlace;
@@ -16,6 +17,8 @@ use crate::write::FilePlace;
 /// Files whose staged content is kept after close, for the next open: how many, and how large each.
 const RESTING_MAX: usize = 64;
 const RESTING_BYTES_MAX: u64 = 256 << 20;
+/// What the kernel holds of a smaller file is dropped at the next open in no time.
+const PAGED_BYTES_MIN: u64 = 1 << 20;
 /// The kernel releases a closed handle within milliseconds; what takes longer is held open.
 const RELEASE_MAX: Duration = Duration::from_secs(1);
 
@@ -23,14 +26,15 @@ impl Fs {
     /// The last descriptor of a handle is gone.
     pub async fn release(&self, handle: u64) {
         let Some(Handle::File(open)) = self.handles.remove(handle) else { return };
-        let last_writer = {
+        let (last_writer, last_reader) = {
             let mut state = open.file.state.lock();
             *state.count(open.mode) -= 1;
             state.writers -= u32::from(open.writable);
             if state.handles() == 0 {
                 (state.small, state.passing) = (None, None);
             }
-            open.writable && state.writers == 0
+            let last_reader = open.mode == IoMode::Cached && state.handles() == 0;
+            (open.writable && state.writers == 0, last_reader)
         };
         if last_writer {
             self.last_writer_gone(&open).await;
@@ -40,6 +44,9 @@ impl Fs {
         self.settle(open.ino, &open.file);
         drop(io);
         open.file.released.notify_waiters();
+        if last_reader {
+            self.spare_pages(open.ino);
+        }
         let mut namespace = self.namespace.lock();
         if let Some(inode) = namespace.get_mut(open.ino) {
             inode.opens = inode.opens.saturating_sub(1);
@@ -50,6 +57,22 @@ impl Fs {
         drop(open);
         self.handles.tidy(ino);
         self.rest_less();
+    }
+
+    /// Once all of a file is cached, the kernel reads it from there by itself: what it holds beside
+    /// that is memory taken twice, and would be dropped by the next open, whose reader would wait
+    /// (512 MiB: 60 ms).
+    fn spare_pages(&self, ino: Ino) {
+        if !self.passthrough.load(Ordering::Relaxed) {
+            return;
+        }
+        let version = self.version(ino).ok().flatten();
+        let whole = version.filter(|version| version.size >= PAGED_BYTES_MIN);
+        if whole.is_some_and(|version| self.reader.whole_file(&version).is_some())
+            && let Some(kernel) = self.kernel.get()
+        {
+            kernel.drop_pages(ino);
+        }
     }
 
     /// Before an open: what was written and closed here is this node's to tell until the kernel

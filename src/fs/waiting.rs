@@ -1,9 +1,9 @@
 //! Files that were acknowledged from the local disk and wait for the bucket
 //! (`--durability local`).
 //!
-//! Owns their uploads: which run, what follows of each, and who waits for them. Does not own the
-//! order (`write::Queue`, pure), the acknowledging (`acknowledge`), nor what a dead daemon left
-//! (`recovery`).
+//! Owns their uploads: which run, and what follows of each. Does not own who waits for them
+//! (`waiters`), the order (`write::Queue`, pure), the acknowledging (`acknowledge`), nor what a
+//! dead daemon left (`recovery`).
 //!
 //! What must hold:
 //! 1. An entry of the journal goes once its bytes are in the bucket, a later close of the file
@@ -15,6 +15,9 @@
 //!    [`OpenFile::quiet`], and so waits for the upload that runs.
 //! 4. A failure sticks to its file, holds nobody else up, and is tried again while the store was
 //!    only away, and at unmount: then only over what the file replaced.
+//! 5. Uploads begin in a lull of local writing (`write`), or as soon as anybody waits for one.
+
+mod waiters;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,6 +55,9 @@ struct State {
     jobs: BTreeMap<CloseId, Job>,
     running: usize,
     retry_planned: bool,
+    /// Those who wait for an upload: while there are any, none gives way.
+    awaited: usize,
+    look_planned: bool,
 }
 
 /// One closed file.
@@ -106,14 +112,6 @@ impl Waiting {
 
     pub fn len(&self) -> usize {
         self.state.lock().queue.len()
-    }
-
-    /// Waits until all that was closed up to `opened` is in the bucket or has failed.
-    async fn published(&self, opened: CloseId) {
-        let mut changed = self.changed.subscribe();
-        while !self.state.lock().queue.is_published(opened) {
-            let _ = changed.changed().await; // the sender is ours
-        }
     }
 
     fn tell(&self) {
@@ -177,7 +175,7 @@ impl Fs {
         loop {
             let (next, job, again) = {
                 let mut state = self.waiting.state.lock();
-                if state.running >= UPLOADS_MAX {
+                if state.running >= UPLOADS_MAX || self.gives_way(&mut state) {
                     return;
                 }
                 let Some(next) = state.queue.next_ready() else { return };
@@ -201,6 +199,23 @@ impl Fs {
                 me.ended(id, &job, result).await;
             });
         }
+    }
+
+    /// Whether uploads give way to writers; then somebody looks again by itself.
+    fn gives_way(&self, state: &mut State) -> bool {
+        let Some(wait) = self.writer.gives_way().filter(|_| state.awaited == 0) else {
+            return false;
+        };
+        if !std::mem::replace(&mut state.look_planned, true) {
+            let me = self.me.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(wait).await;
+                let Some(fs) = me.upgrade() else { return };
+                fs.waiting.state.lock().look_planned = false;
+                fs.start_uploads();
+            });
+        }
+        true
     }
 
     async fn upload_closed(&self, id: CloseId, job: &Job, again: bool) -> Result<Outcome, Errno> {
@@ -440,58 +455,6 @@ impl Fs {
         jobs.into_iter().map(|(id, _)| id).collect()
     }
 
-    /// Before a file goes to the bucket by itself: whatever was closed before it was opened has
-    /// arrived, and so have its own earlier versions. Returns at once but under
-    /// `--durability local`.
-    pub(super) async fn wait_turn(&self, file: &OpenFile) {
-        let opened = file.state.lock().opened;
-        self.waiting.published(opened).await;
-        let aside: Vec<CloseId> = file.state.lock().aside.iter().map(|(id, _)| *id).collect();
-        let mut changed = self.waiting.changed.subscribe();
-        while {
-            let state = self.waiting.state.lock();
-            let live = |id: &CloseId| {
-                let job = state.jobs.get(id);
-                job.is_some_and(|j| matches!(j.state, JobState::Queued | JobState::Running))
-            };
-            aside.iter().any(live)
-        } {
-            let _ = changed.changed().await;
-        }
-    }
-
-    /// Waits until what was acknowledged below a directory has gone up; the error of the first that
-    /// could not.
-    pub(super) async fn wait_below(&self, directory: Ino) -> Result<(), Errno> {
-        let mut changed = self.waiting.changed.subscribe();
-        loop {
-            let jobs: Vec<Job> = self.waiting.state.lock().jobs.values().cloned().collect();
-            let below = |job: &&Job| self.namespace.lock().is_below(job.ino, directory);
-            let below: Vec<&Job> = jobs.iter().filter(below).collect();
-            if let Some(failed) = below.iter().find(|job| job.state == JobState::Failed) {
-                let errno = failed.file.state.lock().failed.map_or(Errno::EIO, |f| f.errno);
-                return Err(errno);
-            }
-            let live = |job: &&Job| matches!(job.state, JobState::Queued | JobState::Running);
-            if !below.iter().any(live) {
-                return Ok(());
-            }
-            let _ = changed.changed().await;
-        }
-    }
-
-    /// Waits for one close to be in the bucket or to fail.
-    pub(super) async fn wait_for(&self, id: CloseId) {
-        let mut changed = self.waiting.changed.subscribe();
-        while {
-            let state = self.waiting.state.lock();
-            let job = state.jobs.get(&id);
-            job.is_some_and(|job| matches!(job.state, JobState::Queued | JobState::Running))
-        } {
-            let _ = changed.changed().await;
-        }
-    }
-
     fn plan_retry(&self) {
         if std::mem::replace(&mut self.waiting.state.lock().retry_planned, true) {
             return;
@@ -508,24 +471,6 @@ impl Fs {
     fn retry_failed(&self) {
         self.waiting.state.lock().queue.retry();
         self.start_uploads();
-    }
-
-    /// Uploads all that waits; what failed once more. Returns how many files are left.
-    pub(super) async fn drain_waiting(&self) -> usize {
-        let mut changed = self.waiting.changed.subscribe();
-        let mut retried = false;
-        loop {
-            if self.waiting.state.lock().queue.is_idle() {
-                if retried {
-                    break;
-                }
-                retried = true;
-                self.retry_failed();
-                continue;
-            }
-            let _ = changed.changed().await;
-        }
-        self.waiting.len()
     }
 
     /// Whether the file's content waits, as an entry of the journal that is tried at the next

@@ -1,6 +1,7 @@
 //! Tells the kernel that something changed, from threads of its own: from a request's thread it
 //! would wait for that request. Names have a thread apart from attributes: to forget one the kernel
-//! waits for its directory, which a request may hold that waits for attributes.
+//! waits for its directory, which a request may hold that waits for attributes. So have pages: they
+//! are waited for while they are read.
 //!
 //! From 6.18 on the kernel lets go of inodes by their numbers, of those that nothing uses and
 //! without their directory. The FUSE library does not know that message: it is written here.
@@ -29,6 +30,7 @@ const PRUNE_INODES_MAX: usize = 512;
 pub(super) struct Notifier {
     attributes: mpsc::Sender<(Ino, oneshot::Sender<()>)>,
     names: mpsc::Sender<Names>,
+    pages: mpsc::Sender<Ino>,
 }
 
 /// What is said of names.
@@ -41,12 +43,19 @@ impl Notifier {
     /// `device` is the connection's, to be written to.
     pub(super) fn start(notifier: fuser::Notifier, device: OwnedFd) -> io::Result<Self> {
         let (attributes, received) = mpsc::channel::<(Ino, oneshot::Sender<()>)>();
-        let other = notifier.clone();
+        let attributes_notifier = notifier.clone();
         spawn("notifier", move || {
             for (ino, done) in received {
                 // A negative offset means attributes alone. ENOENT: the kernel forgot it already.
-                let _ = notifier.inval_inode(INodeNo(ino.0), -1, 0);
+                let _ = attributes_notifier.inval_inode(INodeNo(ino.0), -1, 0);
                 let _ = done.send(());
+            }
+        })?;
+        let pages_notifier = notifier.clone();
+        let (pages, received) = mpsc::channel::<Ino>();
+        spawn("notifier-pages", move || {
+            for ino in received {
+                let _ = pages_notifier.inval_inode(INodeNo(ino.0), 0, 0); // to the end
             }
         })?;
         let (names, received) = mpsc::channel();
@@ -55,16 +64,16 @@ impl Notifier {
             for said in received {
                 match said {
                     Names::Changed(parent, name) => {
-                        let _ = other.inval_entry(INodeNo(parent.0), &name);
+                        let _ = notifier.inval_entry(INodeNo(parent.0), &name);
                     }
                     Names::Idle(idle, done) => {
-                        pruner.let_go(&other, &idle);
+                        pruner.let_go(&notifier, &idle);
                         let _ = done.send(());
                     }
                 }
             }
         })?;
-        Ok(Self { attributes, names })
+        Ok(Self { attributes, names, pages })
     }
 }
 
@@ -116,6 +125,10 @@ impl Kernel for Notifier {
         if self.attributes.send((ino, done)).is_ok() {
             let _ = told.await;
         }
+    }
+
+    fn drop_pages(&self, ino: Ino) {
+        let _ = self.pages.send(ino);
     }
 
     fn forget_name(&self, parent: Ino, name: &Name) {

@@ -319,6 +319,7 @@ fn write_config(config: &MountConfig, dir: std::path::PathBuf) -> WriteConfig {
         dirty_bytes_max: config.dirty_bytes_max,
         staged_files_max: config.counts.staged_files.unwrap_or_else(staged_files_max),
         uploads_max: config.counts.uploads,
+        gives_way: config.durability == Durability::Local,
         wait_max: config.io_timeout,
     }
 }

@@ -67,6 +67,7 @@ impl Staged {
             .journal
             .get()
             .ok_or(BucketError::Unsupported("acknowledge without a journal"))?;
+        let _syncing = self.shared.syncing();
         let stamp = self.stamp();
         let size = self.size()?;
         let (bytes, crc) = if size <= INLINE_BYTES_MAX {

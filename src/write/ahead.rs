@@ -36,9 +36,11 @@ impl Watched for Staged {
     fn look(&self) {
         let seen = self.disk.seen().ok();
         let mut state = self.state.lock();
-        if state.ahead.seen != seen {
-            state.ahead.seen = seen;
+        let changed = std::mem::replace(&mut state.ahead.seen, seen) != seen;
+        if changed {
             self.recharge(&mut state);
+        }
+        if changed || state.ahead.gave_way {
             drop(state);
             self.look_ahead();
         }
@@ -54,7 +56,8 @@ impl Staged {
     /// Begins to send if a part is full and nobody sends yet. Cheap where not.
     pub(super) fn look_ahead(&self) {
         let mut state = self.state.lock();
-        if state.ahead.running || self.next_ahead(&state).is_none() {
+        state.ahead.gave_way = self.shared.gives_way().is_some();
+        if state.ahead.running || state.ahead.gave_way || self.next_ahead(&state).is_none() {
             return;
         }
         let Some(me) = self.me.upgrade() else { return };
@@ -87,6 +90,10 @@ impl Staged {
 
     fn claim(&self) -> Option<Claim> {
         let mut state = self.state.lock();
+        state.ahead.gave_way = self.shared.gives_way().is_some();
+        if state.ahead.gave_way {
+            return None;
+        }
         let (index, range) = self.next_ahead(&state)?;
         state.ahead.next = index + 1;
         let sums = state.clean.as_ref().map(|clean| &clean.sums);

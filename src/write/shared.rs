@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 use super::buffers::Buffers;
 use super::error::WriteError;
 use super::journal::Journal;
+use super::lull::Lull;
 use super::places::Places;
 use super::staging::StagingDir;
 use crate::bucket::Bucket;
@@ -50,6 +51,8 @@ pub struct Shared {
     /// A turn for each upload that may run.
     pub uploads: Semaphore,
     pub uploads_max: usize,
+    /// `None`: uploads give way to nobody.
+    lull: Option<Mutex<Lull>>,
     pub counters: Counters,
     pub tasks: Tasks,
     watched: Mutex<Watchlist>,
@@ -65,12 +68,13 @@ impl Shared {
             journal: OnceLock::new(),
             part_bytes: parts.part_bytes,
             parallel_parts: parts.parallel_parts.max(1),
-            buffers: Buffers::new(memory),
+            buffers: Buffers::new(memory, parts.runtime.clone()),
             fetches: Semaphore::new(FETCHES_MAX),
             dirty: parts.dirty,
             places: parts.places,
             uploads: Semaphore::new(parts.uploads_max),
             uploads_max: parts.uploads_max,
+            lull: parts.gives_way.then(Mutex::default),
             counters: Counters::default(),
             tasks: Tasks::new(parts.runtime),
             watched: Mutex::default(),
@@ -84,6 +88,35 @@ impl Shared {
         if !std::mem::replace(&mut watched.running, true) {
             self.tasks.runtime.spawn(look_around(Arc::downgrade(self)));
         }
+    }
+
+    /// A file that counted for `before` in the dirty bound counts for `now`.
+    pub fn recount(&self, before: u64, now: u64) {
+        self.dirty.recount(before, now);
+        if now > before {
+            self.wrote(now - before);
+        }
+    }
+
+    /// So many bytes were written, or none yet to a file that is opened to be written.
+    pub fn wrote(&self, bytes: u64) {
+        if let Some(lull) = &self.lull {
+            lull.lock().wrote(bytes, self.clock.now());
+        }
+    }
+
+    /// While what it returns lives, a closed file is being synced.
+    pub fn syncing(&self) -> Syncing<'_> {
+        if let Some(lull) = &self.lull {
+            lull.lock().begin_sync();
+        }
+        Syncing(self)
+    }
+
+    /// How long uploads that nobody waits for give way before they look again; `None`: they may go.
+    pub fn gives_way(&self) -> Option<Duration> {
+        let lull = self.lull.as_ref().filter(|_| !self.dirty.is_half_full())?;
+        lull.lock().wait(self.clock.now())
     }
 
     /// Has the store forget an upload; nobody waits for it, and what fails is left to the store's
@@ -108,6 +141,17 @@ impl Shared {
     }
 }
 
+/// See [`Shared::syncing`].
+pub struct Syncing<'a>(&'a Shared);
+
+impl Drop for Syncing<'_> {
+    fn drop(&mut self) {
+        if let Some(lull) = &self.0.lull {
+            lull.lock().end_sync(self.0.clock.now());
+        }
+    }
+}
+
 /// What [`Shared`] is made of.
 pub struct SharedParts {
     pub bucket: Arc<Bucket>,
@@ -118,6 +162,7 @@ pub struct SharedParts {
     pub dirty: DirtyBound,
     pub places: Arc<Places>,
     pub uploads_max: usize,
+    pub gives_way: bool,
     pub runtime: Handle,
 }
 
@@ -165,8 +210,11 @@ impl DirtyBound {
         self.bytes() >= self.max
     }
 
-    /// A file that counted for `before` counts for `now`.
-    pub fn recount(&self, before: u64, now: u64) {
+    fn is_half_full(&self) -> bool {
+        self.bytes() >= self.max / 2
+    }
+
+    fn recount(&self, before: u64, now: u64) {
         if now >= before {
             self.bytes.fetch_add(now - before, Ordering::Relaxed);
         } else {

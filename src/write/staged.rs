@@ -95,6 +95,7 @@ impl Staged {
         base: Option<Base>,
         size: u64,
     ) -> Arc<Self> {
+        shared.wrote(0);
         let modified = shared.clock.wall();
         let clean = base.as_ref().map(|base| Clean {
             version: 0,
@@ -306,7 +307,7 @@ impl Staged {
             Mode::Own => state.extents.changed_bytes(),
             Mode::Passthrough => self.disk.allocated().unwrap_or(state.charged),
         };
-        self.shared.dirty.recount(state.charged, dirty);
+        self.shared.recount(state.charged, dirty);
         state.charged = dirty;
     }
 }
@@ -325,7 +326,7 @@ impl Drop for Staged {
             let state = self.state.lock();
             (self.is_dirty_in(&state), state.charged)
         };
-        self.shared.dirty.recount(charged, 0);
+        self.shared.recount(charged, 0);
         Counters::sub(&self.shared.counters.staged_files, 1);
         self.abort_at_drop();
         let empty = self.disk.size().is_ok_and(|size| size == 0);

@@ -144,6 +144,8 @@ pub(super) struct Ahead {
     pub running: bool,
     /// After a failure: the close will find out whether the store is well again.
     pub stopped: bool,
+    /// It gave way to writers: to be looked at again.
+    pub gave_way: bool,
     /// Uploads that wait for the sending to end.
     pub closing: u32,
     /// Size and time of the file at the last look.

@@ -46,6 +46,7 @@ fn writer(bucket: Arc<Bucket>, staging: &Path) -> Arc<Writer> {
         dirty_bytes_max: 1 << 30,
         staged_files_max: 1000,
         uploads_max: 100,
+        gives_way: false,
         wait_max: Duration::from_secs(1),
     };
     Writer::new(bucket, clock::system(), config).unwrap()

@@ -47,6 +47,7 @@ impl Setup {
             dirty_bytes_max: 1 << 30,
             staged_files_max: 1024,
             uploads_max: 64,
+            gives_way: false,
             wait_max: io_timeout,
         };
         let fs = FsConfig {
