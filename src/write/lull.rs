@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 /// With so much written the writers' time is the disk's and the processors'; less leaves room for
 /// both.
 const BURST_BYTES_MIN: u64 = 16 << 20;
+/// So many files are as much, however small they are.
+const BURST_CLOSES_MIN: u32 = 32;
 /// Nothing written for so long is a lull: more than two looks at the files that the kernel writes
 /// by itself (`shared`).
 const LULL: Duration = Duration::from_millis(120);
@@ -29,6 +31,7 @@ struct Burst {
     began: Instant,
     last: Instant,
     bytes: u64,
+    closes: u32,
     is_closed: bool,
 }
 
@@ -37,7 +40,7 @@ impl Lull {
     pub fn wrote(&mut self, bytes: u64, now: Instant) {
         let syncing = self.syncing > 0;
         self.burst.take_if(|burst| !syncing && now >= burst.last + LULL);
-        let none = || Burst { began: now, last: now, bytes: 0, is_closed: false };
+        let none = || Burst { began: now, last: now, bytes: 0, closes: 0, is_closed: false };
         let burst = self.burst.get_or_insert_with(none);
         burst.bytes = burst.bytes.saturating_add(bytes);
         (burst.last, burst.is_closed) = (now, false);
@@ -51,12 +54,14 @@ impl Lull {
         self.syncing -= 1;
         if let Some(burst) = &mut self.burst {
             (burst.last, burst.is_closed) = (now, true);
+            burst.closes = burst.closes.saturating_add(1);
         }
     }
 
     /// How long to wait before the next look; `None`: uploads may go.
     pub fn wait(&self, now: Instant) -> Option<Duration> {
-        let burst = self.burst.as_ref().filter(|burst| burst.bytes >= BURST_BYTES_MIN)?;
+        let is_large = |b: &&Burst| b.bytes >= BURST_BYTES_MIN || b.closes >= BURST_CLOSES_MIN;
+        let burst = self.burst.as_ref().filter(is_large)?;
         let until = match (self.syncing, burst.is_closed) {
             (0, true) => burst.last + CLOSED_LULL,
             (0, false) => burst.last + LULL,
@@ -96,6 +101,18 @@ mod tests {
         assert_eq!(lull.wait(start + after(230)), None);
         lull.wrote(4096, start + after(500)); // and those of later do not
         assert_eq!(lull.wait(start + after(501)), None);
+    }
+
+    #[test]
+    fn many_small_files_are_waited_for_and_a_few_are_not() {
+        let (mut lull, start) = (Lull::default(), crate::clock::system().now());
+        for file in 0..40 {
+            let now = start + after(2 * file);
+            lull.wrote(4096, now);
+            lull.begin_sync();
+            lull.end_sync(now);
+            assert_eq!(lull.wait(now).is_some(), file >= 31, "{file}");
+        }
     }
 
     #[test]
