@@ -38,7 +38,7 @@ pub(super) struct Rig {
     pub root: tempfile::TempDir,
 }
 
-fn writer(bucket: Arc<Bucket>, staging: &Path) -> Arc<Writer> {
+fn writer(bucket: Arc<Bucket>, staging: &Path, gives_way: bool) -> Arc<Writer> {
     let config = WriteConfig {
         dir: staging.to_owned(),
         part_bytes: PART as u64,
@@ -46,7 +46,7 @@ fn writer(bucket: Arc<Bucket>, staging: &Path) -> Arc<Writer> {
         dirty_bytes_max: 1 << 30,
         staged_files_max: 1000,
         uploads_max: 100,
-        gives_way: false,
+        gives_way,
         wait_max: Duration::from_secs(1),
     };
     Writer::new(bucket, clock::system(), config).unwrap()
@@ -70,7 +70,7 @@ impl Rig {
             waiting: Mutex::default(),
         });
         let bucket = Bucket::new(store.clone(), clock::system(), Duration::from_millis(200));
-        let writer = writer(bucket, &root.path().join("staging"));
+        let writer = writer(bucket, &root.path().join("staging"), false);
         Self { store, writer, root }
     }
 
@@ -80,7 +80,15 @@ impl Rig {
 
     /// Another writer over the same store, as the next daemon has it.
     pub fn writer_in(&self, staging: &Path) -> Arc<Writer> {
-        writer(self.writer.shared.bucket.clone(), staging)
+        writer(self.writer.shared.bucket.clone(), staging, false)
+    }
+
+    /// The same with a writer whose uploads give way to writing.
+    pub fn giving_way() -> Self {
+        let mut rig = Self::new();
+        let bucket = rig.writer.shared.bucket.clone();
+        rig.writer = writer(bucket, &rig.root.path().join("giving-way"), true);
+        rig
     }
 
     pub fn create(&self, key: &str) -> Arc<Staged> {

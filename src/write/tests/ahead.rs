@@ -24,6 +24,23 @@ async fn full_parts_go_up_while_the_file_is_written() {
 }
 
 #[tokio::test]
+async fn nothing_goes_up_while_a_large_save_is_written_and_all_of_it_after() {
+    const LARGE: usize = 17 << 20;
+    let rig = Rig::giving_way();
+    let syncing = rig.writer.shared.syncing(); // of a file before: the burst goes on
+    let staged = rig.create("k");
+    staged.set_passthrough();
+    staged.disk.write(&bytes(1, LARGE), 0).1.unwrap();
+    until(|| rig.writer.gives_way().is_some()).await;
+    staged.settled().await;
+    assert_eq!(rig.requests().get(&Operation::Part), None);
+    drop(syncing);
+    until(|| rig.writer.status().parts_sent_ahead > 0).await;
+    staged.upload(&Always).await.unwrap();
+    assert_eq!(rig.object("k").unwrap(), bytes(1, LARGE));
+}
+
+#[tokio::test]
 async fn what_the_kernel_writes_is_noticed_and_goes_up_too() {
     let rig = Rig::new();
     let staged = rig.create("k");
