@@ -186,8 +186,12 @@ impl Fs {
     /// `None`: the name went or came here meanwhile, so that the answer is void.
     async fn ask_once(&self, parent: Ino, name: &Name) -> Result<Option<Option<Ino>>, Errno> {
         let place = self.place_of_new(parent, name, Kind::Directory);
-        if parent == Ino::ROOT
-            && place.is_none()
+        let at_root = parent == Ino::ROOT && place.is_none();
+        let known = known_kind(&self.namespace.lock(), parent, name);
+        // Of a directory the root's listing does not tell enough: it is asked for beside that.
+        let beside_root = at_root && known == Some(Kind::Directory);
+        if at_root
+            && !beside_root
             && let Some(found) = self.ask_root(name).await?
         {
             return Ok(Some(found));
@@ -205,8 +209,13 @@ impl Fs {
         };
         let renames = self.moves.epoch();
         let _waiting = place.as_ref().map(|place| self.wait_in(&place.checkpoint));
-        let records =
-            async { if stale_records { self.load_records(parent).await } else { Ok(()) } };
+        let records = async {
+            match stale_records {
+                _ if beside_root => self.ask_root(name).await.map(drop),
+                true => Ok(self.load_records(parent).await?),
+                false => Ok(()),
+            }
+        };
         let settling = self.settle_if_any(place.as_ref());
         let (found, records, settled) = tokio::join!(self.find(&key, known), records, settling);
         records?;
