@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Who a mount says it is, and to whom: profiles, credentials that live moments, roles of the machine and the
-container, a store behind a certificate of one's own."""
+container, roles that a token service and a login portal lend, a store behind a certificate of one's own."""
 
 import datetime
+import hashlib
 import http.server
 import json
 import os
@@ -10,8 +11,9 @@ import socket
 import ssl
 import threading
 import time
+import urllib.parse
 
-from support import TRIALFS, Mount, eventually, is_mounted, main, run, s3, scratch, unique, work
+from support import TRIALFS, Mount, eventually, is_mounted, main, run, s3, scratch, servers, unique, work
 
 LIFE_SECONDS = 36
 
@@ -127,6 +129,126 @@ def test_a_machine_and_a_container_lend_their_roles():
     works(Mount(unique("machine"), env={**home("machine"), **machine}))
     container = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{at}/container"}
     works(Mount(unique("container"), env={**home("container"), **container}))
+    server.shutdown()
+
+
+ROLE = "arn:aws:iam::123456789012:role/trials"
+
+
+class Lender(http.server.BaseHTTPRequestHandler):
+    """AWS's token service (STS), login portal (SSO) and its token endpoint, in the forms that AWS documents. What it
+    lends lives moments. It lends to those alone who show what it `wants` of their kind."""
+
+    reader = False  # lends a role that may only read
+    wants: dict[str, str] = {}
+    lent: list[str] = []
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("content-length", 0))).decode()
+        if self.path == "/token":
+            asked = json.loads(body)
+            right = (asked["grantType"], asked["refreshToken"]) == ("refresh_token", "login's")
+            answer = {"accessToken": "fresh", "tokenType": "Bearer", "expiresIn": 3600, "refreshToken": "login's"}
+            return self.say(200 if right else 400, json.dumps(answer if right else {"error": "invalid_grant"}))
+        asked = {name: values[0] for name, values in urllib.parse.parse_qs(body).items()}
+        action = asked["Action"]
+        if action == "AssumeRole":  # signed by who wants the role
+            shown = self.headers["authorization"].split("Credential=")[1].split("/")[0]
+        else:
+            shown = asked["WebIdentityToken"]
+        if (shown, asked["RoleArn"]) != (self.wants[action], ROLE):
+            return self.say(403, "<ErrorResponse><Error><Code>AccessDenied</Code></Error></ErrorResponse>")
+        key, secret = self.lend(action)
+        self.say(
+            200,
+            f'<{action}Response xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><{action}Result>'
+            f"<AssumedRoleUser><Arn>{ROLE}</Arn><AssumedRoleId>AROA:trials</AssumedRoleId></AssumedRoleUser>"
+            f"<Credentials><AccessKeyId>{key}</AccessKeyId><SecretAccessKey>{secret}</SecretAccessKey>"
+            f"<SessionToken></SessionToken><Expiration>{ends()}</Expiration></Credentials></{action}Result>"
+            f"<ResponseMetadata><RequestId>r</RequestId></ResponseMetadata></{action}Response>",
+        )
+
+    def do_GET(self):
+        url = urllib.parse.urlsplit(self.path)
+        asked = urllib.parse.parse_qs(url.query)
+        right = url.path == "/federation/credentials" and asked["role_name"] == ["trials"]
+        if not right or self.headers["x-amz-sso_bearer_token"] != self.wants["portal"]:
+            return self.say(401, json.dumps({"message": "Session token not found or invalid"}))
+        key, secret = self.lend("portal")
+        at = int((time.time() + LIFE_SECONDS) * 1000)
+        role = {"accessKeyId": key, "secretAccessKey": secret, "sessionToken": "", "expiration": at}
+        self.say(200, json.dumps({"roleCredentials": role}))
+
+    def lend(self, kind: str) -> tuple[str, str]:
+        self.lent.append(kind)
+        reader = (servers.READ_ONLY_KEY, servers.READ_ONLY_SECRET)
+        return reader if Lender.reader else (s3().key, s3().secret)
+
+    def say(self, code: int, body: str):
+        self.send_response(code)
+        self.send_header("content-type", "application/json" if body[0] == "{" else "text/xml")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+def test_roles_that_are_lent_are_renewed_while_the_mount_lives():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Lender)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    at = f"http://127.0.0.1:{server.server_port}"
+
+    # A pod: a token in a file, which the cluster writes anew.
+    token = scratch("pod") / "token"
+    token.write_text("first")
+    pod = {**home("pod"), "AWS_ROLE_ARN": ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": str(token), "AWS_ENDPOINT_URL_STS": at}
+
+    # A profile that takes another's keys to a role.
+    chained = f"[profile p]\nrole_arn={ROLE}\nsource_profile=source\nservices=local\n"
+    chained += f"[services local]\nsts =\n  endpoint_url = {at}\n"
+    role = home("role", chained, "[source]\naws_access_key_id=AKIASOURCE\naws_secret_access_key=x\n")
+
+    # Someone who logged in by `aws sso login`, whose login is about to run out and can be renewed.
+    login = f"[profile p]\nsso_session=ours\nsso_account_id=123456789012\nsso_role_name=trials\n"
+    login += "[sso-session ours]\nsso_region=us-east-1\nsso_start_url=https://login/start\n"
+    cached = scratch("login") / ".aws" / "sso" / "cache" / f"{hashlib.sha1(b'ours').hexdigest()}.json"
+    cached.parent.mkdir(parents=True)
+    registered = {"clientId": "c", "clientSecret": "s", "registrationExpiresAt": "2100-01-01T00:00:00Z"}
+    token_of = {"accessToken": "stale", "expiresAt": ends(), "refreshToken": "login's", "region": "us-east-1"}
+    cached.write_text(json.dumps({**registered, **token_of, "startUrl": "https://login/start"}))
+    portal = {"HOME": str(scratch("login")), "AWS_ENDPOINT_URL_SSO": at, "AWS_ENDPOINT_URL_SSO_OIDC": at}
+
+    Lender.wants = {"AssumeRoleWithWebIdentity": "first", "AssumeRole": "AKIASOURCE", "portal": "fresh"}
+    here = {
+        "AssumeRoleWithWebIdentity": Mount(unique("pod"), env=pod),
+        "AssumeRole": Mount(unique("role"), "--profile", "p", env=role),
+        "portal": Mount(unique("login"), env={**home("login", login), **portal, "AWS_PROFILE": "p"}),
+    }
+    for mount in here.values():
+        (mount.path / "first").write_bytes(b"x")
+        assert s3().get(f"{mount.prefix}/first") == b"x"
+    assert json.loads(cached.read_text())["accessToken"] == "fresh", "what `aws` would use next"
+    token.write_text("second")
+    Lender.wants["AssumeRoleWithWebIdentity"] = "second"
+
+    def may_create(mount: Mount) -> bool:  # one conditional PUT at once
+        try:
+            os.close(os.open(mount.path / f"f{time.monotonic_ns()}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            return True
+        except OSError:
+            return False
+
+    # What is lent next may only read; what follows may write again. So each is really signed with.
+    for Lender.reader in (True, False):
+        for kind, mount in here.items():
+            what = f"{kind}: the next role {'only reads' if Lender.reader else 'writes'}"
+            eventually(what, lambda: may_create(mount) != Lender.reader, 3 * LIFE_SECONDS, 0.5)
+    for kind, mount in here.items():
+        assert Lender.lent.count(kind) >= 3, Lender.lent
+        works(mount)
+    assert len(Lender.lent) < 40, f"{Lender.lent}: asked for at every request"
     server.shutdown()
 
 
