@@ -20,6 +20,7 @@ mod count;
 mod date;
 mod error;
 mod http;
+mod lent;
 mod pages;
 mod probe;
 mod progress;

@@ -224,12 +224,9 @@ impl WebDav {
         to: &str,
         overwrite: Overwrite,
     ) -> Result<(), BucketError> {
+        use BucketError::{Denied, NotFound, Unavailable, Unreachable};
         let failed = match self.transfer(method, from, to, overwrite).await {
-            Err(
-                error @ (BucketError::NotFound
-                | BucketError::Denied(_)
-                | BucketError::Unavailable(_)),
-            ) => error,
+            Err(error @ (NotFound | Denied(_) | Unavailable(_) | Unreachable(_))) => error,
             result => return result,
         };
         if self.find(from).await.is_err() {

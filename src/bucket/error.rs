@@ -33,9 +33,14 @@ pub enum BucketError {
     /// No answer within the bound, retries included. The caller answers ETIMEDOUT.
     #[error("no answer in time: {0}")]
     TimedOut(String),
-    /// 5xx, 429, refused, reset. Retried by [`Bucket`]; past the bound the caller answers EIO.
+    /// It answers with 5xx or 429, or can't do it just now. Retried by [`Bucket`]; past the bound
+    /// the caller answers EIO.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
+    /// Nobody answers: refused, reset, a name that is not known. As [`BucketError::Unavailable`] to
+    /// all but those who tell a user why.
+    #[error("the store can't be reached: {0}")]
+    Unreachable(String),
     /// 429 or 503 that says when to come back. Retried by [`Bucket`] no sooner than that, within
     /// the bound; past it the caller answers EIO.
     #[error("the store is busy for {after:?} more: {why}")]
@@ -65,7 +70,11 @@ impl BucketError {
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
-            Self::TimedOut(_) | Self::Unavailable(_) | Self::Busy { .. } | Self::Corrupt(_)
+            Self::TimedOut(_)
+                | Self::Unavailable(_)
+                | Self::Unreachable(_)
+                | Self::Busy { .. }
+                | Self::Corrupt(_)
         )
     }
 }

@@ -38,9 +38,11 @@
 //! a listing, and both kinds of error bodies; fake-gcs-server for the JSON API without most of
 //! that.
 
+mod account;
 mod answer;
 mod credentials;
 mod endpoint;
+mod external;
 mod json;
 mod staging;
 
@@ -98,11 +100,11 @@ pub fn open(
     clock: Arc<dyn Clock>,
 ) -> Result<Arc<dyn Store>, BucketError> {
     let endpoint = Endpoint::new(bucket, options.endpoint.as_deref())?;
+    let client = http::client(options.ca_bundle.as_deref())?;
     let credentials = match options.anonymous || endpoint.is_plain() {
         true => None,
-        false => Some(Credentials::find()?),
+        false => Some(Credentials::find(client.clone(), clock.clone())?),
     };
-    let client = http::client(options.ca_bundle.as_deref())?;
     Ok(Arc::new(Gcs { client, endpoint, credentials, clock }))
 }
 

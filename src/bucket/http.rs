@@ -85,7 +85,7 @@ pub fn transport_error(error: reqwest::Error) -> BucketError {
     } else if error.is_timeout() {
         BucketError::TimedOut(text)
     } else {
-        BucketError::Unavailable(text)
+        BucketError::Unreachable(text)
     }
 }
 

@@ -54,7 +54,9 @@ impl From<BucketError> for Errno {
             BucketError::NoSpace(_) => Self::ENOSPC,
             BucketError::Quota(_) => Self::EDQUOT,
             BucketError::TimedOut(_) => Self::ETIMEDOUT,
-            BucketError::Unavailable(_) | BucketError::Busy { .. } => Self::EIO,
+            BucketError::Unavailable(_)
+            | BucketError::Unreachable(_)
+            | BucketError::Busy { .. } => Self::EIO,
             BucketError::Unsupported(_) => Self::EOPNOTSUPP,
             BucketError::NotEmpty => Self::ENOTEMPTY,
             BucketError::WrongKind => Self::ENOTDIR,

@@ -207,13 +207,18 @@ impl Staged {
 
     /// After a failure: parts that the store has are worth a retry, unless it said no.
     pub(super) fn keep_or_abort(&self, transfer: &mut Transfer, error: &WriteError) {
-        use BucketError::{Busy, Corrupt, Precondition, TimedOut, Unavailable};
+        use BucketError::{Busy, Corrupt, Precondition, TimedOut, Unavailable, Unreachable};
         let keep = match error {
             WriteError::Disk { .. } => true,
             WriteError::Bucket(error) => {
                 matches!(
                     error,
-                    Busy { .. } | Corrupt(_) | Precondition | TimedOut(_) | Unavailable(_)
+                    Busy { .. }
+                        | Corrupt(_)
+                        | Precondition
+                        | TimedOut(_)
+                        | Unavailable(_)
+                        | Unreachable(_)
                 )
             }
         };

@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import socket
 import ssl
 import threading
@@ -252,16 +253,17 @@ def test_roles_that_are_lent_are_renewed_while_the_mount_lives():
     server.shutdown()
 
 
-def tls_before_the_store(certificate, key) -> int:
-    """A port on which TLS is spoken for the store; ends with this process."""
+def tls_before(endpoint: str, certificate, key, seen=lambda data: None) -> int:
+    """A port on which TLS is spoken for the store, and what clients send is `seen`; ends with this process."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     listener = socket.create_server(("127.0.0.1", 0))
-    host, port = s3().endpoint.removeprefix("http://").split(":")
+    host, port = endpoint.removeprefix("http://").split(":")
 
-    def pump(source, to):
+    def pump(source, to, seen=lambda data: None):
         try:
             while data := source.recv(1 << 16):
+                seen(data)
                 to.sendall(data)
             to.shutdown(socket.SHUT_WR)
         except OSError:
@@ -274,7 +276,7 @@ def tls_before_the_store(certificate, key) -> int:
             return
         store = socket.create_connection((host, int(port)))
         threading.Thread(target=pump, args=(store, client), daemon=True).start()
-        pump(client, store)
+        pump(client, store, seen)
 
     def accept():
         while True:
@@ -284,8 +286,9 @@ def tls_before_the_store(certificate, key) -> int:
     return listener.getsockname()[1]
 
 
-def test_a_certificate_of_ones_own_is_trusted_by_flag_and_by_variable_and_not_otherwise():
-    at = scratch("tls")
+def certified(name: str):
+    """A directory with a CA of one's own (`ca.pem`) and a certificate of it for this machine (`pem`, `key`)."""
+    at = scratch(name)
 
     def openssl(*argv):
         run("openssl", *argv, cwd=at)
@@ -295,7 +298,63 @@ def test_a_certificate_of_ones_own_is_trusted_by_flag_and_by_variable_and_not_ot
     (at / "ext").write_text("subjectAltName=IP:127.0.0.1")
     signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "ext", "-out", "pem")
     openssl("x509", "-req", "-in", "csr", *signed)
-    endpoint = ("--endpoint", f"https://127.0.0.1:{tls_before_the_store(at / 'pem', at / 'key')}")
+    return at
+
+
+class Federation(http.server.BaseHTTPRequestHandler):
+    """Google's token service, which exchanges the token of another identity provider."""
+
+    granted: list[str] = []  # the provider's tokens for which one was given, in order
+
+    def do_POST(self):
+        form = urllib.parse.parse_qs(self.rfile.read(int(self.headers["content-length"])).decode())
+        assert form["grant_type"] == ["urn:ietf:params:oauth:grant-type:token-exchange"], form
+        self.granted.append(form["subject_token"][0])
+        token = {"access_token": f"granted-{len(self.granted)}", "token_type": "Bearer", "expires_in": LIFE_SECONDS}
+        body = json.dumps(token).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_federated_identity_is_exchanged_for_googles_again_and_again():
+    at = certified("federated")
+    with servers.Servers(scratch("federated") / "servers", ["fake-gcs"]) as emulator:
+        store, bucket = emulator.env["TRIALFS_TEST_GCS"].rsplit("/", 1)
+        bearers: set[bytes] = set()
+        port = tls_before(store, at / "pem", at / "key", lambda data: bearers.update(re.findall(rb"Bearer (\S+)", data)))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Federation)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        (at / "token").write_text("first")
+        (at / "adc.json").write_text(json.dumps({
+            "type": "external_account", "audience": "//iam.googleapis.com/pools/p/providers/k",
+            "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+            "token_url": f"http://127.0.0.1:{server.server_port}/v1/token",
+            "credential_source": {"file": str(at / "token")},
+        }))  # fmt: skip
+        flags = ("--endpoint", f"https://127.0.0.1:{port}", "--ca-bundle", str(at / "ca.pem"))
+        env = {"GOOGLE_APPLICATION_CREDENTIALS": str(at / "adc.json")}
+        here = Mount("federated", *flags, url=f"gs://{bucket}/federated", env=env)
+        (here.path / "f").write_bytes(b"f")
+        (at / "token").write_text("second")  # as the cluster writes it anew
+
+        def renewed():
+            (here.path / f"f{time.monotonic_ns()}").write_bytes(b"x")
+            return b"granted-2" in bearers
+
+        eventually("the next token is used", renewed, 3 * LIFE_SECONDS, 0.5)
+        assert Federation.granted == ["first", "second"] and b"granted-1" in bearers, (Federation.granted, bearers)
+        here.stop()
+        server.shutdown()
+
+
+def test_a_certificate_of_ones_own_is_trusted_by_flag_and_by_variable_and_not_otherwise():
+    at = certified("tls")
+    endpoint = ("--endpoint", f"https://127.0.0.1:{tls_before(s3().endpoint, at / 'pem', at / 'key')}")
     none = {"AWS_CA_BUNDLE": "", "SSL_CERT_FILE": ""}
     works(Mount(unique("tls"), *endpoint, "--ca-bundle", str(at / "ca.pem"), env=none))
     for variable in none:

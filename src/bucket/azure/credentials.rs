@@ -81,7 +81,7 @@ impl Credentials {
     }
 
     /// The credential to sign with now; its source caches and refreshes it. [`BucketError::Denied`]
-    /// if there is none, [`BucketError::Unavailable`] if one was there and does not answer now.
+    /// if there is none, [`BucketError::Unreachable`] if one was there and does not answer now.
     pub async fn get(&self) -> Result<Arc<AzureCredential>, BucketError> {
         let sources = self.sources.lock().clone();
         let alone = sources.len() == 1;
@@ -100,7 +100,7 @@ impl Credentials {
             }
         }
         match alone {
-            true => Err(BucketError::Unavailable(format!("no token for Azure: {why}"))),
+            true => Err(BucketError::Unreachable(format!("no token for Azure: {why}"))),
             false => Err(BucketError::Denied(NONE_FOUND.to_owned())),
         }
     }

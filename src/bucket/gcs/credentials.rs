@@ -1,23 +1,29 @@
-//! Who we are to Google: application default credentials, found by `object_store` where Google's
-//! tools look, and refreshed by it for as long as the mount lives.
+//! Who we are to Google: application default credentials, found where Google's tools look and
+//! refreshed for as long as the mount lives: federated ones by `external`, others by
+//! `object_store`.
 //!
 //! Owns what becomes of a token that is refused. Does not own the flows. Tokens leave only as the
 //! header that carries them; no error and no `Debug` shows one.
 //!
 //! Looked for in this order: the file that `GOOGLE_APPLICATION_CREDENTIALS` names; what `gcloud
 //! auth application-default login` wrote; the metadata server of the machine (Compute Engine, GKE,
-//! Cloud Run). Files may be keys of service accounts and users' logins.
+//! Cloud Run). Files may be keys of service accounts, users' logins and federated identities.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::gcp::{GcpCredentialProvider, GoogleCloudStorageBuilder};
 use object_store::{BackoffConfig, RetryConfig};
 use parking_lot::Mutex;
+use reqwest::Client;
 use reqwest::header::HeaderValue;
 
 use crate::bucket::error::BucketError;
+use crate::bucket::gcs::account::{self, Account};
+use crate::bucket::gcs::external::External;
 use crate::bucket::http;
+use crate::clock::Clock;
 
 /// How long the sources are asked; past it there is no metadata server and no login.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
@@ -29,8 +35,15 @@ const NONE_FOUND: &str = "no credentials found: set GOOGLE_APPLICATION_CREDENTIA
 
 /// Where tokens come from.
 pub struct Credentials {
-    file: Option<PathBuf>,
+    source: Source,
     state: Mutex<State>,
+}
+
+/// What a provider of tokens is made of.
+struct Source {
+    file: Option<PathBuf>,
+    client: Client,
+    clock: Arc<dyn Clock>,
 }
 
 struct State {
@@ -46,14 +59,14 @@ pub struct Epoch(u64);
 
 impl Credentials {
     /// Reads files, makes no request.
-    pub fn find() -> Result<Self, BucketError> {
-        Self::of(told_file().or_else(gcloud_file))
+    pub fn find(client: Client, clock: Arc<dyn Clock>) -> Result<Self, BucketError> {
+        Self::of(Source { file: told_file().or_else(gcloud_file), client, clock })
     }
 
-    fn of(file: Option<PathBuf>) -> Result<Self, BucketError> {
-        let provider = provider(file.as_deref())?;
+    fn of(source: Source) -> Result<Self, BucketError> {
+        let provider = source.provider()?;
         let state = Mutex::new(State { provider, accepted: false, epoch: Epoch(0) });
-        Ok(Self { file, state })
+        Ok(Self { source, state })
     }
 
     /// The header that says who we are. A request to Google where the token has run out.
@@ -71,10 +84,13 @@ impl Credentials {
                 value.set_sensitive(true);
                 return Ok((value, epoch));
             }
+            Ok(Err(object_store::Error::Generic { source, .. })) => {
+                http::message(&source.to_string())
+            }
             Ok(Err(error)) => http::message(&error.to_string()),
             Err(_) => "no answer in time".to_owned(),
         };
-        Err(match (&self.file, accepted || epoch != Epoch(0)) {
+        Err(match (&self.source.file, accepted || epoch != Epoch(0)) {
             (_, true) => BucketError::Unavailable(format!("a fresh token can't be had: {why}")),
             (Some(file), false) => {
                 BucketError::Denied(format!("no token for {}: {why}", file.display()))
@@ -94,7 +110,7 @@ impl Credentials {
     pub fn refused(&self, epoch: Epoch, error: BucketError) -> BucketError {
         let mut state = self.state.lock();
         if state.epoch == epoch {
-            match (state.accepted, provider(self.file.as_deref())) {
+            match (state.accepted, self.source.provider()) {
                 (false, _) => return error,
                 (true, Err(error)) => return error,
                 (true, Ok(provider)) => {
@@ -118,24 +134,40 @@ fn gcloud_file() -> Option<PathBuf> {
     file.is_file().then_some(file)
 }
 
-fn provider(file: Option<&Path>) -> Result<GcpCredentialProvider, BucketError> {
+impl Source {
+    fn provider(&self) -> Result<GcpCredentialProvider, BucketError> {
+        match &self.file {
+            Some(file) => self.of_file(file),
+            None => {
+                Ok(builder().build().map_err(|error| unusable("", &error))?.credentials().clone())
+            }
+        }
+    }
+
+    fn of_file(&self, file: &Path) -> Result<GcpCredentialProvider, BucketError> {
+        let shown = file.display().to_string();
+        let text = std::fs::read_to_string(file).map_err(|error| unusable(&shown, &error))?;
+        if account::is_external(&text) {
+            let account = Account::parse(&text).map_err(|error| unusable(&shown, &error))?;
+            return Ok(Arc::new(External::new(account, self.client.clone(), self.clock.clone())));
+        }
+        let store = builder().with_application_credentials(&shown).build();
+        Ok(store.map_err(|error| unusable(&shown, &error))?.credentials().clone())
+    }
+}
+
+fn builder() -> GoogleCloudStorageBuilder {
     let retry = RetryConfig {
         max_retries: RETRIES_MAX,
         retry_timeout: LOOK_TIMEOUT,
         backoff: BackoffConfig::default(),
     };
-    let mut builder = GoogleCloudStorageBuilder::new().with_bucket_name("none").with_retry(retry);
-    if let Some(file) = file {
-        let path = file.to_str();
-        let path = path.ok_or_else(|| BucketError::Denied(format!("{FILE_VARIABLE}: no UTF-8")))?;
-        builder = builder.with_application_credentials(path);
-    }
-    let store = builder.build().map_err(|error| {
-        let file = file.unwrap_or(Path::new("")).display();
-        let why = http::message(&error.to_string());
-        BucketError::Denied(format!("credentials {file} can't be used: {why}"))
-    })?;
-    Ok(store.credentials().clone())
+    GoogleCloudStorageBuilder::new().with_bucket_name("none").with_retry(retry)
+}
+
+fn unusable(file: &str, error: &dyn std::fmt::Display) -> BucketError {
+    let why = http::message(&error.to_string());
+    BucketError::Denied(format!("credentials {file} can't be used: {why}"))
 }
 
 #[cfg(test)]
@@ -150,9 +182,13 @@ mod tests {
         file
     }
 
+    fn of(path: &Path) -> Result<Credentials, BucketError> {
+        let (client, clock) = (http::client(None).unwrap(), crate::clock::system());
+        Credentials::of(Source { file: Some(path.to_owned()), client, clock })
+    }
+
     fn refusal(path: &Path) -> String {
-        let BucketError::Denied(text) = Credentials::of(Some(path.to_owned())).err().unwrap()
-        else {
+        let BucketError::Denied(text) = of(path).err().unwrap() else {
             panic!("another error");
         };
         text
@@ -171,11 +207,23 @@ mod tests {
     }
 
     #[test]
+    fn a_federated_identity_of_a_kind_that_is_not_supported_is_told_at_once() {
+        let file = file(
+            r#"{"type": "external_account", "audience": "a", "subject_token_type": "t",
+                "token_url": "https://sts.googleapis.com/v1/token",
+                "credential_source": {"executable": {"command": "/bin/id"}}}"#,
+        );
+        let said = refusal(file.path());
+        assert!(said.contains("of the kind executable is not supported"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+
+    #[test]
     fn a_refused_token_is_renewed_once_it_was_good_and_final_if_it_never_was() {
         let user = r#"{"type": "authorized_user", "client_id": "c", "client_secret": "s",
                        "refresh_token": "r"}"#;
         let file = file(user);
-        let credentials = Credentials::of(Some(file.path().to_owned())).unwrap();
+        let credentials = of(file.path()).unwrap();
         let denied = || BucketError::Denied("no".to_owned());
         assert_eq!(credentials.refused(Epoch(0), denied()), denied());
         credentials.accepted(Epoch(0));

@@ -1,30 +1,22 @@
 //! Who we are to S3: keys from the environment, else whatever the AWS tools would find (profiles,
 //! SSO, roles, web identity, instance metadata), kept fresh for as long as the mount lives.
 //!
-//! Owns the cached credential and its refresh. Does not own signing. Secrets leave only as the
-//! value that the signer takes; no error and no `Debug` shows them.
+//! Owns the sources. Does not own when they are asked again (`lent`), nor signing. Secrets leave
+//! only as the value that the signer takes; no error and no `Debug` shows them.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use object_store::aws::AwsCredential;
-use tokio::sync::Mutex;
 
 use crate::bucket::error::BucketError;
+use crate::bucket::lent::Lent;
 use crate::bucket::s3::endpoint::variable;
 use crate::clock::Clock;
 use crate::config::StoreOptions;
 
-/// A credential is refreshed this long before it expires, so that no request is signed with a
-/// dying one; one that lives shorter than twice as long, at half its life.
-const REFRESH_BEFORE: Duration = Duration::from_secs(300);
-/// One that tells no expiry is asked for again after this.
-const UNKNOWN_LIFETIME: Duration = Duration::from_secs(3600);
 /// How long the sources are looked through; past it there is no metadata service and no login.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
-/// Sources that were asked are left alone for so long, whatever they answered: neither a credential
-/// that the store won't take nor a source that hangs costs more than one look in this time.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(15);
 
 const NONE_FOUND: &str = "no credentials found: set AWS_ACCESS_KEY_ID and \
      AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or log in with `aws sso login`";
@@ -37,26 +29,9 @@ pub struct Profile {
 }
 
 /// Where credentials come from.
-pub struct Credentials {
-    source: Source,
-    clock: Arc<dyn Clock>,
-    cached: parking_lot::Mutex<Option<Cached>>,
-    /// Held while the sources are asked.
-    asking: Mutex<()>,
-}
-
-#[derive(Clone)]
-struct Cached {
-    credential: Arc<AwsCredential>,
-    refresh_at: SystemTime,
-    /// Until then nobody need wait for the next one.
-    good_until: SystemTime,
-    asked_at: SystemTime,
-}
-
-enum Source {
+pub enum Credentials {
     Fixed(Arc<AwsCredential>),
-    Chain(chain::Chain),
+    Chain(chain::Chain, Lent<AwsCredential>),
 }
 
 impl Credentials {
@@ -68,80 +43,34 @@ impl Credentials {
         clock: Arc<dyn Clock>,
     ) -> Result<(Self, Profile), BucketError> {
         let (found, profile) = chain::find(options, region).await?;
-        let source = match from_environment().filter(|_| options.profile.is_none()) {
-            Some(credential) => Source::Fixed(Arc::new(credential)),
-            None => Source::Chain(found),
+        let credentials = match from_environment().filter(|_| options.profile.is_none()) {
+            Some(credential) => Self::Fixed(Arc::new(credential)),
+            None => Self::Chain(found, Lent::new(clock)),
         };
-        let cached = parking_lot::Mutex::default();
-        Ok((Self { source, clock, cached, asking: Mutex::default() }, profile))
+        Ok((credentials, profile))
     }
 
     /// The credential to sign with now: where the sources fail, the last there was, for the store
     /// to judge. [`BucketError::Denied`] if there never was one.
     pub async fn get(&self) -> Result<Arc<AwsCredential>, BucketError> {
-        let chain = match &self.source {
-            Source::Fixed(credential) => return Ok(credential.clone()),
-            Source::Chain(chain) => chain,
-        };
-        let _asking = match self.known() {
-            Some(known) if !known.is_due(self.clock.wall()) => return Ok(known.credential),
-            // One asks ahead of time, and the others go on with what is still good.
-            Some(known) if self.clock.wall() < known.good_until => match self.asking.try_lock() {
-                Ok(asking) => asking,
-                Err(_) => return Ok(known.credential),
-            },
-            _ => self.asking.lock().await,
-        };
-        if let Some(known) = self.known().filter(|known| !known.is_due(self.clock.wall())) {
-            return Ok(known.credential); // another asked meanwhile
-        }
-        let found = tokio::time::timeout(LOOK_TIMEOUT, chain.credential()).await;
-        let now = self.clock.wall();
-        match found.unwrap_or_else(|_| Err(BucketError::Denied(no_answer()))) {
-            Ok((credential, expiry)) => {
-                let credential = Arc::new(credential);
-                let good_until = expiry.unwrap_or(now + UNKNOWN_LIFETIME);
-                let refresh_at = refresh_at(now, good_until);
-                let cached = Cached { credential, refresh_at, good_until, asked_at: now };
-                *self.cached.lock() = Some(cached.clone());
-                Ok(cached.credential)
+        match self {
+            Self::Fixed(credential) => Ok(credential.clone()),
+            Self::Chain(chain, lent) => {
+                let asked = async {
+                    let found = tokio::time::timeout(LOOK_TIMEOUT, chain.credential()).await;
+                    found.unwrap_or_else(|_| Err(BucketError::Denied(no_answer())))
+                };
+                lent.get(asked).await
             }
-            Err(error) => match self.cached.lock().as_mut() {
-                Some(cached) => {
-                    tracing::warn!(%error, "credentials could not be refreshed");
-                    cached.asked_at = now;
-                    Ok(cached.credential.clone())
-                }
-                None => Err(error),
-            },
         }
-    }
-
-    fn known(&self) -> Option<Cached> {
-        self.cached.lock().clone()
     }
 
     /// The store says that the credential is no longer good: the next request asks for another.
     pub fn expire(&self) {
-        if let Some(cached) = self.cached.lock().as_mut() {
-            (cached.refresh_at, cached.good_until) =
-                (SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH);
+        if let Self::Chain(_, lent) = self {
+            lent.expire();
         }
     }
-}
-
-impl Cached {
-    fn is_due(&self, now: SystemTime) -> bool {
-        // A clock that was set back must not keep anybody from asking.
-        let asked_ago = now.duration_since(self.asked_at).unwrap_or(ASK_AGAIN_AFTER);
-        now >= self.refresh_at && asked_ago >= ASK_AGAIN_AFTER
-    }
-}
-
-/// When to ask for the successor of a credential got `now`.
-fn refresh_at(now: SystemTime, good_until: SystemTime) -> SystemTime {
-    let life = good_until.duration_since(now).unwrap_or_default();
-    now + life - REFRESH_BEFORE.min(life / 2)
 }
 
 fn no_answer() -> String {
@@ -163,8 +92,6 @@ fn from_environment() -> Option<AwsCredential> {
 /// The chain of the AWS tools.
 #[cfg(feature = "aws-config")]
 mod chain {
-    use std::time::SystemTime;
-
     use aws_config::meta::region::ProvideRegion;
     use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
     use aws_config::provider_config::ProviderConfig;
@@ -177,6 +104,7 @@ mod chain {
     use super::{NONE_FOUND, Profile};
     use crate::bucket::error::BucketError;
     use crate::bucket::http::message;
+    use crate::bucket::lent::Loan;
     use crate::config::StoreOptions;
 
     /// Looks anew at each question: what is looked through keeps the files that it once read, and
@@ -207,7 +135,7 @@ mod chain {
     }
 
     impl Chain {
-        pub async fn credential(&self) -> Result<(AwsCredential, Option<SystemTime>), BucketError> {
+        pub async fn credential(&self) -> Result<Loan<AwsCredential>, BucketError> {
             let found = match &self.profile {
                 Some(profile) => self.of_profile(profile).await,
                 None => self.anywhere().await,
@@ -268,6 +196,7 @@ mod chain {
 
     use super::{NONE_FOUND, Profile};
     use crate::bucket::error::BucketError;
+    use crate::bucket::lent::Loan;
     use crate::config::StoreOptions;
 
     pub struct Chain(AwsCredentialProvider);
@@ -289,39 +218,12 @@ mod chain {
 
     impl Chain {
         /// The provider refreshes by itself: what it gives is asked for again at once.
-        pub async fn credential(&self) -> Result<(AwsCredential, Option<SystemTime>), BucketError> {
+        pub async fn credential(&self) -> Result<Loan<AwsCredential>, BucketError> {
             let found = self.0.get_credential().await;
             let found = found.map_err(|_| BucketError::Denied(NONE_FOUND.to_owned()))?;
             let (key_id, secret_key) = (found.key_id.clone(), found.secret_key.clone());
             let credential = AwsCredential { key_id, secret_key, token: found.token.clone() };
             Ok((credential, Some(SystemTime::UNIX_EPOCH)))
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_credential_that_lives_a_minute_is_not_asked_for_at_every_request() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let at = |life| refresh_at(now, now + Duration::from_secs(life));
-        assert_eq!(at(3600), now + Duration::from_secs(3300));
-        assert_eq!(at(60), now + Duration::from_secs(30));
-        assert_eq!(refresh_at(now, now - Duration::from_secs(9)), now, "it came expired");
-    }
-
-    #[test]
-    fn a_source_that_hangs_holds_up_one_request_and_not_each() {
-        let asked_at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let credential =
-            AwsCredential { key_id: String::new(), secret_key: String::new(), token: None };
-        let past = SystemTime::UNIX_EPOCH;
-        let credential = Arc::new(credential);
-        let cached = Cached { credential, refresh_at: past, good_until: past, asked_at };
-        assert!(!cached.is_due(asked_at + Duration::from_secs(1)));
-        assert!(cached.is_due(asked_at + ASK_AGAIN_AFTER));
-        assert!(cached.is_due(past), "the clock was set back");
     }
 }
