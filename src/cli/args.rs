@@ -258,7 +258,8 @@ pub struct UnmountArgs {
     /// Unmount though files are open; those stay usable until they are closed
     #[arg(long, short = 'l')]
     pub lazy: bool,
-    /// Unmount though files are open or could not be uploaded; open ones give errors from then on
+    /// Unmount within seconds, whatever is open (it gives errors from then on) or not uploaded (it
+    /// stays in the cache directory)
     #[arg(long, short = 'f')]
     pub force: bool,
 }

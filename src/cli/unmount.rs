@@ -40,6 +40,12 @@ pub fn run(args: &UnmountArgs) -> Result<bool> {
         (_, true) => How::Lazy,
         _ => How::Clean,
     };
+    if let Some(owner) = others(&point)? {
+        bail!(
+            "{0} was mounted by {owner}; as that user or as root: trialfs unmount {0}",
+            point.display()
+        );
+    }
     let Some(found) = inventory::at(&point)? else { bail!(not_ours(&point)?) };
     match found.state {
         State::Mounted => converse(&found, how),
@@ -56,6 +62,17 @@ pub fn run(args: &UnmountArgs) -> Result<bool> {
         ),
         State::Foreign => without_daemon(&found, how),
     }
+}
+
+/// Who mounted it, where that is somebody whose mounts this user may not end.
+fn others(point: &Path) -> Result<Option<String>> {
+    let table = table::read().context("can't read /proc/self/mountinfo")?;
+    let owner = table::at(&table, point).filter(|mounted| mounted.is_ours()).and_then(|m| m.user);
+    let me = registry::own_uid();
+    Ok(owner.filter(|owner| me != 0 && *owner != me).map(|owner| match owner {
+        0 => "root".to_owned(),
+        uid => format!("the user with uid {uid}"),
+    }))
 }
 
 fn not_ours(point: &Path) -> Result<String> {
@@ -131,9 +148,10 @@ fn converse(found: &Found, how: How) -> Result<bool> {
     match last {
         Event::Busy => bail!(busy_text(&found.mount_point)),
         Event::NotUploaded { files } => bail!(
-            "{shown} stays mounted: {files} {} could not be uploaded (trialfs status {shown} says \
-             why); --force unmounts and keeps them in {}",
+            "{shown} stays mounted: {files} {} could not be uploaded (trialfs status {shown} names \
+             them, {} says why); --force unmounts and keeps them in {}",
             files_word(files),
+            note.log_file.as_ref().map_or("its log".to_owned(), |log| log.display().to_string()),
             note.cache_dir.display()
         ),
         Event::Failed { reason } => bail!("can't unmount {shown}: {reason}"),

@@ -8,7 +8,7 @@ use super::Fs;
 use super::error::Errno;
 use super::handles::OpenFile;
 use crate::bucket::Condition;
-use crate::types::Ino;
+use crate::types::{Ino, Key};
 use crate::write::{Staged, Uploaded};
 
 impl Fs {
@@ -105,7 +105,8 @@ impl Fs {
                 Ok(())
             }
             Err(error) => {
-                tracing::error!(ino = ino.0, %error, "an upload failed");
+                let key = key.as_ref().map(Key::as_str).unwrap_or_default();
+                tracing::error!(key, %error, "a file could not be uploaded");
                 Err(error.into())
             }
         }

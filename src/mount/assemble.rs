@@ -261,8 +261,11 @@ fn refusal(config: &MountConfig, error: &BucketError) -> anyhow::Error {
             let waited = config.io_timeout.min(PROBE_REQUEST_S_MAX);
             anyhow!("{url}{at}: no answer within {waited:?}; check {endpoint} and the network")
         }
-        BucketError::Unavailable(why) | BucketError::Busy { why, .. } => {
+        BucketError::Unreachable(why) => {
             anyhow!("{url}{at}: can't be reached: {why}; check {endpoint} and the network")
+        }
+        BucketError::Unavailable(why) | BucketError::Busy { why, .. } => {
+            anyhow!("{url}{at}: it answers, but fails: {why}; try again later, or check {endpoint}")
         }
         BucketError::Unsupported(_) => {
             anyhow!("{url}{at}: no {server} answers there ({error}); check {endpoint}")

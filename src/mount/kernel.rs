@@ -242,7 +242,9 @@ fn unmount_by_helper(point: &Path, busy: Busy) -> io::Result<()> {
     }
     match one_line(&output.stderr) {
         said if said.ends_with("busy") => Err(ErrorKind::ResourceBusy.into()),
-        said if said.contains("not found in") => Err(ErrorKind::InvalidInput.into()),
+        said if said.contains("not found in") => {
+            Err(io::Error::new(ErrorKind::InvalidInput, "it is no mount of this user"))
+        }
         said => Err(io::Error::other(said)),
     }
 }

@@ -8,11 +8,13 @@
 //! wish:    drain --> unmount --> wait for the kernel --> drain again --> end
 //!            |          +-- busy, not forced: stays mounted
 //!            +-- not uploaded, not forced: stays mounted;  client gone: stays mounted
+//!            +-- forced, and not done within FORCED_DRAIN_S_MAX: it ends whatever is left
 //! signal:  the same, within STOP_DRAIN_S_MAX, and it ends whatever is left
 //! umount(8): the kernel's side is gone --> drain --> end
 //! ```
 
 use std::io::{self, ErrorKind};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +27,9 @@ use super::kernel::Busy;
 
 /// A drain after a signal: systemd kills 90 s after its SIGTERM.
 pub const STOP_DRAIN_S_MAX: Duration = Duration::from_secs(80);
+/// A drain that is forced: what takes longer is left staged. Time for small files and records, and
+/// no wait to somebody whose store hangs.
+const FORCED_DRAIN_S_MAX: Duration = Duration::from_secs(3);
 /// A drain that nobody waits for is given up when nothing moved for so long.
 const STALL_S_MAX: Duration = Duration::from_secs(300);
 /// How often a waiting client hears of the uploads.
@@ -127,9 +132,13 @@ impl Life {
             return None;
         }
         // Files may have been closed between the drain and the unmount.
-        let files_left = match left {
-            0 => self.drain_unattended().await,
-            left => left,
+        let files_left = match (left, wish.how) {
+            (0, How::Force) => match timeout(FORCED_DRAIN_S_MAX, self.tree.drain()).await {
+                Ok(left) => left,
+                Err(_) => self.tree.left().files,
+            },
+            (0, _) => self.drain_unattended().await,
+            (left, _) => left,
         };
         tell_last(&wish, files_left).await;
         Some(files_left)
@@ -191,12 +200,13 @@ impl Life {
         timeout(wait, ended(self.ended.clone())).await.is_ok()
     }
 
-    /// Drains while a client watches, for as long as it does.
+    /// Drains while a client watches, for as long as it does, and not for long if it uses force.
     async fn drain_attended(&mut self, wish: &mut Wish) -> Drained {
         let mut tick = interval(PROGRESS_MS);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let tree = self.tree.clone();
         let mut drain = tree.drain();
+        let mut forced = pin!(sleep(FORCED_DRAIN_S_MAX));
         loop {
             tokio::select! {
                 left = &mut drain => {
@@ -204,6 +214,7 @@ impl Life {
                     return if is_gone { Drained::ClientGone } else { Drained::Left(left) };
                 }
                 Ok(()) = &mut wish.abandon => return Drained::Abandoned,
+                () = &mut forced, if wish.how == How::Force => return Drained::Abandoned,
                 () = wish.events.closed() => return Drained::ClientGone,
                 Some(()) = self.stops.recv() => return Drained::Stopped,
                 _ = tick.tick() => {
@@ -403,6 +414,14 @@ mod tests {
         assert_eq!(news.recv().await, Some(Event::Unmounted { files_left: 2 }));
         drop(news);
         assert_eq!(bench.life.await.expect("ends"), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn force_does_not_wait_for_an_upload_that_hangs() {
+        let bench = start(2, 0, false);
+        assert_eq!(wish(&bench, How::Force).await, Event::Unmounted { files_left: 2 });
+        assert_eq!(bench.life.await.expect("ends"), 2);
+        assert_eq!(*bench.model.unmounts.lock(), [Busy::Detach]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -197,6 +197,20 @@ def test_an_ordinary_user_mounts_through_fusermount():
     assert s3().get(f"{prefix}/d/g") == b"hello\n"
 
 
+def test_an_ordinary_user_is_told_whose_mount_it_is_and_who_may_end_it():
+    if os.geteuid() != 0:
+        raise Skip("becoming another user wants root")
+    binary = scratch("other") / "trialfs"
+    shutil.copy(TRIALFS, binary)
+    for flags in ([], ["--allow-other"]):
+        here = Mount(unique("roots"), *flags, name=f"roots{len(flags)}")
+        for force in ([], ["--force"]):
+            done = run(binary, "unmount", *force, here.path, user=NOBODY, group=NOBODY, extra_groups=[], ok=(1,))
+            assert "was mounted by root" in done.stderr and f"trialfs unmount {here.path}" in done.stderr, done.stderr
+            assert done.stderr.count("\n") == 1 and is_mounted(here.path), done.stderr
+        here.stop()
+
+
 def test_the_root_of_a_bucket_mounts():
     name = unique("root-bucket").replace("_", "0")
     s3().client.create_bucket(Bucket=name)

@@ -145,7 +145,7 @@ def test_endpoint_that_never_answers():
 
 def test_endpoint_of_something_else():
     for status, says in ((200, "no {} answers there"), (405, "no {} answers there"), (401, "access denied"),
-                         (404, "create it first"), (500, "can't be reached: HTTP 500")):  # fmt: skip
+                         (404, "create it first"), (500, "it answers, but fails: HTTP 500")):  # fmt: skip
         with web_server(status) as endpoint:
             line = refused(f"s3://{s3().bucket}/x", "--endpoint", endpoint, "--region", "us-east-1", *bounded())
             assert says.format("server of this kind") in line and "check" in line, line
@@ -503,6 +503,35 @@ def test_10_what_failed_is_tried_once_more_at_unmount_but_never_over_another_nod
     kept = list((here.cache / "quarantine").iterdir())
     assert [f.read_bytes() for f in kept] == [b"late"] and "theirs" in kept[0].name, kept
     assert (here.path / "theirs").read_bytes() == b"another node's"
+    here.stop()
+    here.line.close()
+
+
+def test_a_forced_unmount_does_not_wait_for_an_upload_that_hangs_and_loses_nothing_acknowledged():
+    here = LineMount(unique("forced"), "--durability", "local")
+    (here.path / "before").write_bytes(b"before")
+    closed, left_open = (open(here.path / name, "wb", buffering=0) for name in ("acknowledged", "open"))
+    here.line.stall()
+    body = os.urandom(20 << 20)
+    assert closed.write(body) == len(body)
+    closed.close()
+    left_open.write(b"not closed")
+    started = time.monotonic()
+    done = run(TRIALFS, "unmount", "--force", here.path, ok=(1,), seconds=90, env=here.env)
+    spent = time.monotonic() - started
+    assert "not uploaded, kept in" in done.stderr and not is_mounted(here.path), done.stderr
+    assert spent < 20, f"it waited {spent:.0f} s for a store that hangs"
+    here.process.wait(30)
+    with contextlib.suppress(OSError):
+        left_open.close()
+    assert s3().find(f"{here.prefix}/acknowledged") is None
+    here.line.mend()
+    here.start()
+    eventually("what was acknowledged goes up", lambda: s3().find(f"{here.prefix}/acknowledged") == body, 60, 0.2)
+    assert (here.path / "acknowledged").read_bytes() == body and (here.path / "before").read_bytes() == b"before"
+    # Not even what nobody was promised: the end of a mount stands for the close of what was open.
+    kept = [f.read_bytes() for f in here.cache.glob("quarantine/*")]
+    assert b"not closed" in (*kept, s3().find(f"{here.prefix}/open")), kept
     here.stop()
     here.line.close()
 
