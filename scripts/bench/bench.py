@@ -23,6 +23,8 @@ import work
 from subjects import servers
 
 MIB = work.MIB
+# What one subject leaves on the disk in a round: its save and the rest in the store, and in two caches.
+ROUND_BYTES = 2 << 30
 # What each row shows: figure, what it is held against, whether more is better, words.
 SHOWN = {
     "save": [("closed_s", "plain", "save, all closed, s"), ("durable_s", "raw", "save, all in the bucket, s")],
@@ -220,6 +222,10 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help="where results.json goes")
     options = parser.parse_args()
     home = pathlib.Path(tempfile.mkdtemp(prefix="trialfs-bench-"))
+    need = ROUND_BYTES * options.rounds * (1 + len(options.subjects)) // (8 if options.quick else 1)
+    if (free := shutil.disk_usage(home).free) < need:
+        home.rmdir()
+        sys.exit(f"bench: {home.parent} has {free >> 30} GiB free and this takes {need >> 30}; see TMPDIR, --rounds")
     figures, proxy = {}, None
     servers.end_on_signal()
     try:
