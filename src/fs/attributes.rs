@@ -143,8 +143,7 @@ impl Fs {
         }
         let content = match size {
             0 => Content::Emptied,
-            _ if self.outlive_closed(ino, file).await? => Content::Checked,
-            _ => Content::Kept,
+            _ => self.outlive_closed(ino, file).await?,
         };
         let open = {
             let _io = self.io_to_write(ino, file, size == 0).await?;

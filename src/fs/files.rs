@@ -101,16 +101,14 @@ impl Fs {
         if let Some(failed) = file.state.lock().failed.filter(|_| !access.truncate) {
             return Err(failed.errno);
         }
-        let checked = !access.truncate && self.outlive_closed(ino, file).await?;
+        let content = match access.truncate {
+            true => Content::Emptied,
+            false => self.outlive_closed(ino, file).await?,
+        };
         if access.write {
             let _io = self.io_to_write(ino, file, access.truncate).await?;
             self.settle_inode(ino).await?;
             file.state.lock().opened = self.waiting.now();
-            let content = match (access.truncate, checked) {
-                (true, _) => Content::Emptied,
-                (false, true) => Content::Checked,
-                (false, false) => Content::Kept,
-            };
             let staged = self.staged_for_writing(ino, file, content).await?;
             if access.truncate {
                 self.truncate_staged(ino, &staged).await?;
@@ -124,7 +122,6 @@ impl Fs {
         if !self.is_local(ino)? {
             let _io = file.io.lock().await;
             if file.state.lock().staged.is_some() {
-                let content = if checked { Content::Checked } else { Content::Kept };
                 self.reusable(ino, file, content).await?;
                 self.settle(ino, file);
             } else {

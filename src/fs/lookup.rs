@@ -187,9 +187,9 @@ impl Fs {
     async fn ask_once(&self, parent: Ino, name: &Name) -> Result<Option<Option<Ino>>, Errno> {
         let place = self.place_of_new(parent, name, Kind::Directory);
         let at_root = parent == Ino::ROOT && place.is_none();
-        let known = known_kind(&self.namespace.lock(), parent, name);
         // Of a directory the root's listing does not tell enough: it is asked for beside that.
-        let beside_root = at_root && known == Some(Kind::Directory);
+        let beside_root =
+            at_root && known_kind(&self.namespace.lock(), parent, name) == Some(Kind::Directory);
         if at_root
             && !beside_root
             && let Some(found) = self.ask_root(name).await?

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Fs;
+use super::attributes::Content;
 use super::checkpoints::commit::Root;
 use super::error::Errno;
 use super::handles::{FileHandle, Handle, IoMode, OpenFile};
@@ -77,13 +78,13 @@ impl Fs {
 
     /// Before an open: what was written and closed here is this node's to tell until the kernel
     /// releases the handle, which it does in its own time, and another node may have replaced the
-    /// file since. So the bucket is asked, 1 HEAD; whether it was, and has what was uploaded here.
+    /// file since. So the bucket is asked, 1 HEAD: `Checked` if it has what was uploaded here.
     /// Where it has another version the release is waited for; a descriptor that is still open
     /// after [`RELEASE_MAX`] keeps this node at its own version.
-    pub(super) async fn outlive_closed(&self, ino: Ino, file: &OpenFile) -> Result<bool, Errno> {
-        let Some((key, ours)) = self.closed_version(ino, file) else { return Ok(false) };
+    pub(super) async fn outlive_closed(&self, ino: Ino, file: &OpenFile) -> Result<Content, Errno> {
+        let Some((key, ours)) = self.closed_version(ino, file) else { return Ok(Content::Kept) };
         match self.bucket.head(&key).await {
-            Ok(info) if info.etag == ours => return Ok(true),
+            Ok(info) if info.etag == ours => return Ok(Content::Checked),
             Ok(_) | Err(BucketError::NotFound) => {}
             Err(error) => return Err(error.into()),
         }
@@ -100,7 +101,7 @@ impl Fs {
             }
         };
         let _ = tokio::time::timeout(RELEASE_MAX, gone).await; // held longer: see above
-        Ok(false)
+        Ok(Content::Kept)
     }
 
     /// The key and version of a file that writers hold here and have nothing to add to.

@@ -207,15 +207,23 @@ impl Fs {
             return false;
         };
         if !std::mem::replace(&mut state.look_planned, true) {
-            let me = self.me.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(wait).await;
-                let Some(fs) = me.upgrade() else { return };
+            self.later(wait, |fs| {
                 fs.waiting.state.lock().look_planned = false;
                 fs.start_uploads();
             });
         }
         true
+    }
+
+    /// Does something after a while, if the mount is still there.
+    fn later(&self, wait: Duration, act: impl FnOnce(&Self) + Send + 'static) {
+        let me = self.me.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            if let Some(fs) = me.upgrade() {
+                act(&fs);
+            }
+        });
     }
 
     async fn upload_closed(&self, id: CloseId, job: &Job, again: bool) -> Result<Outcome, Errno> {
@@ -459,10 +467,7 @@ impl Fs {
         if std::mem::replace(&mut self.waiting.state.lock().retry_planned, true) {
             return;
         }
-        let me = self.me.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(RETRY_S).await;
-            let Some(fs) = me.upgrade() else { return };
+        self.later(RETRY_S, |fs| {
             fs.waiting.state.lock().retry_planned = false;
             fs.retry_failed();
         });

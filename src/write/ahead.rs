@@ -56,8 +56,7 @@ impl Staged {
     /// Begins to send if a part is full and nobody sends yet. Cheap where not.
     pub(super) fn look_ahead(&self) {
         let mut state = self.state.lock();
-        state.ahead.gave_way = self.shared.gives_way().is_some();
-        if state.ahead.running || state.ahead.gave_way || self.next_ahead(&state).is_none() {
+        if state.ahead.running || self.next_ahead(&mut state).is_none() {
             return;
         }
         let Some(me) = self.me.upgrade() else { return };
@@ -66,10 +65,16 @@ impl Staged {
         self.shared.tasks.spawn(async move { me.send_ahead().await });
     }
 
-    /// The next part to send ahead: wholly behind the write front.
-    fn next_ahead(&self, state: &State) -> Option<(u32, Range<u64>)> {
+    /// The next part to send ahead: wholly behind the write front. Notes whether it gives way.
+    fn next_ahead(&self, state: &mut State) -> Option<(u32, Range<u64>)> {
+        state.ahead.gave_way = self.shared.gives_way().is_some();
         let ahead = &state.ahead;
-        if ahead.stopped || ahead.closing > 0 || state.discarded || self.is_prepared_in(state) {
+        if ahead.gave_way
+            || ahead.stopped
+            || ahead.closing > 0
+            || state.discarded
+            || self.is_prepared_in(state)
+        {
             return None;
         }
         let span = self.grid.span(ahead.next)?;
@@ -90,11 +95,7 @@ impl Staged {
 
     fn claim(&self) -> Option<Claim> {
         let mut state = self.state.lock();
-        state.ahead.gave_way = self.shared.gives_way().is_some();
-        if state.ahead.gave_way {
-            return None;
-        }
-        let (index, range) = self.next_ahead(&state)?;
+        let (index, range) = self.next_ahead(&mut state)?;
         state.ahead.next = index + 1;
         let sums = state.clean.as_ref().map(|clean| &clean.sums);
         let known = sums.and_then(|sums| sums.get(index as usize)).copied();

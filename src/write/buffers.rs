@@ -38,6 +38,16 @@ struct Idle {
     look_planned: bool,
 }
 
+impl Idle {
+    fn reuse(&mut self, len: usize) -> Option<Vec<u8>> {
+        let fits = |buffer: &Vec<u8>| (len..=2 * len).contains(&buffer.capacity());
+        let found = self.buffers.iter().position(fits)?;
+        let mut buffer = self.buffers.swap_remove(found);
+        buffer.resize(len, 0);
+        Some(buffer)
+    }
+}
+
 impl Buffers {
     pub fn new(bytes_max: u64, runtime: Handle) -> Arc<Self> {
         let units = bytes_max.div_ceil(UNIT_BYTES).clamp(1, u64::from(u32::MAX)) as u32;
@@ -53,8 +63,8 @@ impl Buffers {
     /// others and is then had alone.
     pub async fn take(self: &Arc<Self>, len: usize) -> (Buffer, Room) {
         let room = self.room(len).await;
-        let bytes = self.reuse(len).unwrap_or_else(|| vec![0; len]);
         let mut idle = self.idle.lock();
+        let bytes = idle.reuse(len).unwrap_or_else(|| vec![0; len]);
         idle.used_bytes += bytes.capacity() as u64;
         self.trim(&mut idle);
         drop(idle);
@@ -66,15 +76,6 @@ impl Buffers {
         let units = (len as u64).div_ceil(UNIT_BYTES).clamp(1, u64::from(self.units)) as u32;
         let permit = self.free.clone().acquire_many_owned(units).await;
         Room { _permit: permit.expect("the semaphore is never closed") }
-    }
-
-    fn reuse(&self, len: usize) -> Option<Vec<u8>> {
-        let mut idle = self.idle.lock();
-        let fits = |buffer: &Vec<u8>| (len..=2 * len).contains(&buffer.capacity());
-        let found = idle.buffers.iter().position(fits);
-        let mut buffer = idle.buffers.swap_remove(found?);
-        buffer.resize(len, 0);
-        Some(buffer)
     }
 
     /// Idle buffers stand within the bound too, together with those in use.

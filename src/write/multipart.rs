@@ -207,20 +207,9 @@ impl Staged {
 
     /// After a failure: parts that the store has are worth a retry, unless it said no.
     pub(super) fn keep_or_abort(&self, transfer: &mut Transfer, error: &WriteError) {
-        use BucketError::{Busy, Corrupt, Precondition, TimedOut, Unavailable, Unreachable};
         let keep = match error {
-            WriteError::Disk { .. } => true,
-            WriteError::Bucket(error) => {
-                matches!(
-                    error,
-                    Busy { .. }
-                        | Corrupt(_)
-                        | Precondition
-                        | TimedOut(_)
-                        | Unavailable(_)
-                        | Unreachable(_)
-                )
-            }
+            WriteError::Disk { .. } | WriteError::Bucket(BucketError::Precondition) => true,
+            WriteError::Bucket(error) => error.is_transient(),
         };
         if !keep {
             self.abort(transfer.open.take());

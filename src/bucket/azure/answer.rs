@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use crate::bucket::error::BucketError;
 use crate::bucket::http::message;
+use crate::bucket::xml;
 
 /// The `<Error>` of a failed request. The code is in a header too, so that HEAD tells it.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
@@ -16,7 +17,7 @@ pub struct Refusal {
 /// Reads a refusal from the body of an answer and the code of its header, if they are there.
 pub fn refusal(body: &[u8], code: Option<&str>) -> Refusal {
     let text = std::str::from_utf8(body).unwrap_or_default().trim_start_matches('\u{feff}');
-    let read = || crate::bucket::xml::from_str::<Refusal>(text).unwrap_or_default();
+    let read = || xml::from_str::<Refusal>(text).unwrap_or_default();
     let mut found = if text.contains("<Error") { read() } else { Refusal::default() };
     if let Some(code) = code {
         found.code = code.to_owned();

@@ -4,6 +4,8 @@
 
 use serde::Deserialize;
 
+use crate::bucket::xml;
+
 #[derive(Deserialize)]
 struct Rules {
     #[serde(rename = "Rule", default)]
@@ -44,7 +46,7 @@ struct Abort {
 /// understood is no rule.
 pub fn uploads_end_after_days(body: &[u8], prefix: &str) -> Option<u32> {
     let text = std::str::from_utf8(body).ok()?;
-    let Rules { rules } = crate::bucket::xml::from_str(text).ok()?;
+    let Rules { rules } = xml::from_str(text).ok()?;
     let meets = |rule: &Rule| {
         let told = [&rule.prefix, &rule.filter.prefix, &rule.filter.and.prefix];
         told.iter().all(|told| prefix.starts_with(told.as_str()) || told.starts_with(prefix))
