@@ -30,18 +30,22 @@ pub mod moves;
 mod acknowledge;
 mod attributes;
 mod copying;
+mod creating;
 mod crowd;
 mod directories;
 mod files;
 mod known;
+mod learning;
 mod lookup;
 mod names;
 mod processes;
+mod purpose;
 mod records;
 mod recovery;
 mod release;
 mod relist;
 mod rename;
+mod revalidate;
 mod sync;
 mod waiting;
 
@@ -76,6 +80,7 @@ use handles::Handles;
 pub use handles::{IoMode, Snapshot};
 use moves::Moves;
 pub use processes::{NOBODY_IS_WATCHED, can_be_watched, killed_by_signal};
+pub use purpose::{Purpose, purpose};
 pub use recovery::Recovered;
 pub use rename::Replace;
 use waiting::Waiting;
@@ -200,6 +205,8 @@ pub struct Fs {
     copies: Mutex<Vec<Weak<Staged>>>,
     known: Mutex<known::Known>,
     relisting: tokio::sync::Mutex<()>,
+    arrivals: revalidate::Arrivals,
+    unasked: creating::Unasked,
     checkpoints: Checkpoints,
     moves: Moves,
     waiting: Waiting,
@@ -247,6 +254,8 @@ impl Fs {
             copies: Mutex::new(Vec::new()),
             known: Mutex::default(),
             relisting: tokio::sync::Mutex::default(),
+            arrivals: revalidate::Arrivals::default(),
+            unasked: creating::Unasked::default(),
             records_dirty: tokio::sync::Notify::new(),
             kernel: OnceLock::new(),
             passthrough,

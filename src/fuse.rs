@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::fs::error::Errno;
-use crate::fs::{CopyRange, Fs, Replace, SetAttributes, SetMode};
+use crate::fs::{CopyRange, Fs, Replace, SetAttributes, SetMode, purpose};
 use crate::types::Ino;
 use fuser::{
     AccessFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, KernelConfig,
@@ -113,15 +113,18 @@ impl Filesystem for Shim {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (fs, name, deadline) = (self.fs.clone(), name.to_owned(), self.deadline());
+        let thread = request.pid();
         let turn = self.requests.turn();
         self.run(async move {
             if let Err(error) = fs.room_to_look_up(Ino(parent.0), &name).await {
                 return reply.error(errno(error));
             }
             let _turn = turn.await;
-            reply_entry(reply, bounded(deadline, fs.lookup(Ino(parent.0), &name)).await);
+            let purpose = || purpose(thread, name.as_encoded_bytes());
+            let found = fs.lookup(Ino(parent.0), &name, purpose);
+            reply_entry(reply, bounded(deadline, found).await);
         });
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use trialfs::bucket::memory::MemoryStore;
 use trialfs::clock::{self, Clock, ulid};
-use trialfs::fs::{Caller, Closer, Fs};
+use trialfs::fs::{Caller, Closer, Fs, Purpose};
 use trialfs::types::Ino;
 
 use mounts::Setup;
@@ -35,7 +35,7 @@ impl Mount {
     }
 
     async fn find(&self) -> Ino {
-        self.fs.lookup(Ino::ROOT, OsStr::new(NAME)).await.unwrap().stat.ino
+        self.fs.lookup(Ino::ROOT, OsStr::new(NAME), || Purpose::Unknown).await.unwrap().stat.ino
     }
 
     /// Closed, but not released.

@@ -1,44 +1,26 @@
 //! What [`Bucket`] makes of a store that fails: retries within the bound, bodies that go on where
 //! they broke, and writes whose reply was lost.
 
+#[path = "support/clock.rs"]
+mod clock;
 #[path = "faults/scripted.rs"]
 mod scripted;
 #[path = "support/steered.rs"]
 mod steered;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 use trialfs::bucket::{Bucket, BucketError, Condition, Metadata, NONCE};
-use trialfs::clock::Clock;
 use trialfs::types::Key;
 
+use clock::TestClock;
 use scripted::{Fault, Scripted};
 use steered::Steered;
 
 const IO_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Time as the paused runtime has it, and numbers that count up.
-#[derive(Debug, Default)]
-struct TestClock {
-    counter: std::sync::atomic::AtomicU64,
-}
-
-impl Clock for TestClock {
-    fn now(&self) -> std::time::Instant {
-        Instant::now().into_std()
-    }
-
-    fn wall(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)
-    }
-
-    fn random(&self) -> u64 {
-        self.counter.fetch_add(0x9e37_79b9_7f4a_7c15, std::sync::atomic::Ordering::Relaxed)
-    }
-}
 
 fn bucket(faults: impl IntoIterator<Item = Fault>) -> (Arc<Bucket>, Arc<Steered<Scripted>>) {
     let clock = Arc::new(TestClock::default());
@@ -117,7 +99,7 @@ async fn a_create_whose_reply_was_lost_has_won() {
 #[tokio::test(start_paused = true)]
 async fn a_create_that_lost_against_another_node_after_a_lost_reply_has_lost() {
     let (bucket, store) = bucket([Fault::Unavailable]);
-    let clock = Arc::new(TestClock { counter: 77.into() });
+    let clock = Arc::new(TestClock::from(77));
     let other = Bucket::new(store.memory.clone(), clock, IO_TIMEOUT);
     put(&other, "theirs", Condition::IfAbsent).await.unwrap();
     let ours = put(&bucket, "ours", Condition::IfAbsent).await;

@@ -5,6 +5,8 @@
 //! Owns what programs do between their files. Does not own what counts as quiet
 //! (`fs::checkpoints::waiting`).
 
+#[path = "support/clock.rs"]
+mod clock;
 #[path = "support/mounts.rs"]
 mod mounts;
 #[path = "support/steered.rs"]
@@ -13,15 +15,16 @@ mod steered;
 use std::ffi::OsStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use trialfs::bucket::BucketError;
 use trialfs::bucket::memory::MemoryStore;
 use trialfs::clock::{Clock, ulid};
 use trialfs::fs::error::Errno;
-use trialfs::fs::{Caller, Closer, Fs, Replace};
+use trialfs::fs::{Caller, Closer, Fs, Purpose, Replace};
 use trialfs::types::Ino;
 
+use clock::TestClock;
 use mounts::Setup;
 use steered::{Steer, Steered};
 
@@ -31,24 +34,6 @@ const IO_TIMEOUT: Duration = Duration::from_secs(60);
 const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 /// Of a commit, and its publishing.
 const SETTLED_MAX: Duration = Duration::from_secs(60);
-
-/// Time as the paused runtime has it.
-#[derive(Debug, Default)]
-struct TestClock(AtomicU64);
-
-impl Clock for TestClock {
-    fn now(&self) -> std::time::Instant {
-        tokio::time::Instant::now().into_std()
-    }
-
-    fn wall(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)
-    }
-
-    fn random(&self) -> u64 {
-        self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed)
-    }
-}
 
 /// Answers the `at`-th request late.
 #[derive(Debug)]
@@ -76,7 +61,7 @@ impl Program {
     async fn write(&self, parent: Ino, name: &str) -> Result<Ino, Errno> {
         let name = OsStr::new(name);
         let flags = libc::O_WRONLY | libc::O_TRUNC;
-        let (ino, handle) = match self.0.lookup(parent, name).await {
+        let (ino, handle) = match self.0.lookup(parent, name, || Purpose::Unknown).await {
             Ok(entry) => (entry.stat.ino, self.0.open(entry.stat.ino, flags, 0).await?.handle),
             Err(Errno::ENOENT) => {
                 let (entry, opened) = self.0.create(parent, name, 0o644, flags, CALLER).await?;
@@ -92,7 +77,7 @@ impl Program {
 
     async fn mkdir(&self, parent: Ino, name: &str) -> Result<Ino, Errno> {
         let name = OsStr::new(name);
-        match self.0.lookup(parent, name).await {
+        match self.0.lookup(parent, name, || Purpose::Unknown).await {
             Err(Errno::ENOENT) => {}
             other => return other.map(|entry| entry.stat.ino),
         }
@@ -117,7 +102,12 @@ impl Program {
         self.0.getattr(top).await?;
         let state = self.write(top, "state.tmp").await?;
         let (from, to) = (OsStr::new("state.tmp"), OsStr::new("state"));
-        self.0.lookup(top, to).await.err().filter(|e| *e == Errno::ENOENT).ok_or(Errno::EEXIST)?;
+        self.0
+            .lookup(top, to, || Purpose::Unknown)
+            .await
+            .err()
+            .filter(|e| *e == Errno::ENOENT)
+            .ok_or(Errno::EEXIST)?;
         self.0.rename(top, from, top, to, Replace::Allowed).await?;
         self.0.getattr(state).await?;
         self.write(top, "gone").await?;

@@ -16,7 +16,7 @@ use trialfs::bucket::memory::MemoryStore;
 use trialfs::bucket::{Bucket, BucketError, Condition, Operation};
 use trialfs::clock::{self, Clock, ulid};
 use trialfs::fs::error::Errno;
-use trialfs::fs::{Caller, Closer, Fs, Replace, SetAttributes, SetMode};
+use trialfs::fs::{Caller, Closer, Fs, Purpose, Replace, SetAttributes, SetMode};
 use trialfs::types::{Ino, Key};
 
 use mounts::Setup;
@@ -58,7 +58,7 @@ impl Mount {
     }
 
     async fn find(&self, parent: Ino, name: &str) -> Option<Ino> {
-        match self.fs.lookup(parent, OsStr::new(name)).await {
+        match self.fs.lookup(parent, OsStr::new(name), || Purpose::Unknown).await {
             Ok(entry) => Some(entry.stat.ino),
             Err(Errno::ENOENT) => None,
             Err(errno) => panic!("lookup of {name}: {errno}"),

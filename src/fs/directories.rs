@@ -3,20 +3,21 @@
 //! Cost: a read from the start is 1 LIST per page of 1000 (and what records cost); mkdir 1 PUT;
 //! rmdir 2 LISTs and 1 DELETE, where only directories are left in it 2 LISTs more.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::Arc;
 
 use super::checkpoints::{Place, Sealed, Unsealed};
 use super::error::Errno;
 use super::handles::{Handle, Listed, OpenDirectory, Snapshot, SnapshotEntry};
-use super::lookup::{learn_directory, learn_file, learn_listing};
+use super::learning::{learn_directory, learn_file, learn_listing};
 use super::records::transactions_in;
 use super::{Caller, Entry, Fs, name_of};
 use crate::bucket::{BucketError, Condition, Metadata};
 use crate::checkpoint::record::RelPath;
 use crate::config::ATTRIBUTE_TTL;
 use crate::namespace::Asked;
-use crate::namespace::inode::{Attributes, Presence, SeenEntry};
+use crate::namespace::inode::{Attributes, Presence, Seen, SeenEntry};
 use crate::namespace::listing::Listing;
 use crate::types::{CONTROL_DIR, Ino, Key, Kind, Name};
 
@@ -314,6 +315,7 @@ impl Fs {
         let _tree = self.tree.read().await;
         // In a transaction nothing shows before the commit.
         let keeps_markers = self.bucket.capabilities().markers && place.is_none();
+        let asked = self.namespace.lock().asked(self.clock.now());
         if keeps_markers {
             self.create_object(&marker, bytes::Bytes::new(), &Metadata::new()).await?;
         }
@@ -334,6 +336,9 @@ impl Fs {
                     let directory = namespace.directory_mut(ino).ok_or(Errno::ESTALE)?;
                     directory.control = Presence::Absent;
                     directory.own_loaded = true;
+                    if keeps_markers {
+                        directory.seen = Some(Seen { asked, entries: HashMap::new(), whole: true });
+                    }
                     ino
                 }
             };

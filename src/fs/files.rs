@@ -14,8 +14,8 @@ use super::attributes::Content;
 use super::checkpoints::Place;
 use super::error::Errno;
 use super::handles::{Backing, FileHandle, Handle, IoMode, OpenFile, Passing};
-use super::lookup::SMALL_BYTES_MAX;
 use super::processes::holds_for_writing;
+use super::revalidate::SMALL_BYTES_MAX;
 use super::{Caller, Entry, Fs};
 use crate::bucket::Metadata;
 use crate::read::{ReadError, Version};
@@ -125,7 +125,7 @@ impl Fs {
                 self.reusable(ino, file, content).await?;
                 self.settle(ino, file);
             } else {
-                self.revalidate_for_reading(ino, file).await?;
+                self.revalidate_for_reading(ino, file, access.thread).await?;
                 self.offer_whole(ino, file)?;
             }
         }
@@ -133,7 +133,16 @@ impl Fs {
     }
 
     /// Asks for the version to be read, with its content where it is small and not here already.
-    async fn revalidate_for_reading(&self, ino: Ino, file: &OpenFile) -> Result<(), Errno> {
+    async fn revalidate_for_reading(
+        &self,
+        ino: Ino,
+        file: &OpenFile,
+        thread: u32,
+    ) -> Result<(), Errno> {
+        if let Some(small) = self.was_asked_by_lookup(ino, thread)? {
+            self.keep_small(file, small);
+            return Ok(());
+        }
         let known = self.version(ino)?;
         let fetch = known.as_ref().is_some_and(|version| {
             (1..=SMALL_BYTES_MAX).contains(&version.size)
@@ -153,11 +162,15 @@ impl Fs {
             return Ok(());
         }
         let small = self.revalidate_small(ino).await?;
+        self.keep_small(file, small);
+        Ok(())
+    }
+
+    fn keep_small(&self, file: &OpenFile, small: Option<(Version, Bytes)>) {
         if let Some((version, body)) = &small {
             self.reader.insert(version, body.clone());
         }
         file.state.lock().small = small;
-        Ok(())
     }
 
     /// Where all of what is to be read is cached the kernel reads it by itself.
@@ -254,6 +267,7 @@ impl Fs {
     ) -> Result<(Entry, Opened), Errno> {
         let _waiting = self.wait_at(parent);
         let (name, key) = self.new_name(parent, name)?;
+        let unasked = self.unasked.take(parent, &name);
         self.free_name(&key).await?;
         self.room_for_a_name().await?;
         let _room = self.place_to_write().await?; // before anything that a close may want
@@ -293,6 +307,7 @@ impl Fs {
             state.staged = Some(staged);
             state.opened = self.waiting.now();
             state.written_in = within;
+            state.unasked = unasked;
         }
         self.record_attributes(ino);
         let access = Access { truncate: false, ..Access::of(flags, caller.pid) };

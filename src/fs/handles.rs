@@ -110,6 +110,8 @@ pub struct OpenState {
     /// The staging disk was full when the file was closed after writes that only the kernel saw:
     /// some of them may have failed. Nothing of it is published until it is emptied or removed.
     pub short: bool,
+    /// It was made without asking what stands at its name: its first upload does.
+    pub unasked: bool,
     /// The transaction that it was opened in to be written.
     pub written_in: Option<TxnId>,
     /// It was part of a transaction that is lost: its bytes go to the quarantine.

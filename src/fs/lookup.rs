@@ -6,40 +6,25 @@
 //! record.
 
 use std::ffi::OsStr;
-use std::time::SystemTime;
-
-use bytes::Bytes;
-use parking_lot::Mutex;
 
 use super::checkpoints::{Place, Settled};
 use super::error::Errno;
-use super::{Entry, Fs, Stat, name_of};
-use crate::bucket::{BucketError, ObjectInfo};
-use crate::namespace::attrs::{OWN_ENTRY, Recorded, choose, time};
-use crate::namespace::inode::{Inode, Presence, Seen, SeenEntry};
-use crate::namespace::listing::{Listing, whole_seconds};
-use crate::namespace::{Asked, Learnt, Namespace, Remote};
-use crate::read::Version;
-use crate::types::{ETag, Ino, Key, Kind, Name};
+use super::learning::{
+    Content, Found, known_kind, learn_directory, learn_file, learn_listing, remote,
+};
+use super::purpose::Purpose;
+use super::revalidate::SMALL_BYTES_MAX;
+use super::{Entry, Fs, name_of};
+use crate::bucket::{BucketError, Page};
+use crate::namespace::inode::{Presence, SeenEntry};
+use crate::namespace::listing::Listing;
+use crate::namespace::{Asked, Namespace, Remote};
+use crate::types::{Ino, Key, Kind, Name};
 
-/// User metadata that says what a small object stands for: a symlink, a FIFO ...
-pub(super) const KIND_METADATA: &str = "trialfs-kind";
-/// A file up to this size comes whole with the answer at its open, in bytes: as much as a round
-/// trip takes to transfer.
-pub(super) const SMALL_BYTES_MAX: u64 = 128 << 10;
 /// How often a name is asked for that changes here while it is.
 const ASKS_MAX: usize = 8;
 /// How many children one LIST page can tell of while a single name is asked for.
 const LOOKUP_LIST_MAX: u16 = 1000;
-
-/// What the store has at a name.
-enum Found {
-    File(Remote),
-    Directory(Listing, /* whole */ bool),
-    /// Nothing but records, which may tell of a directory on its way here.
-    Records,
-    Nothing,
-}
 
 impl Fs {
     /// Waits until the inode that a name leads to may be known, if it is not yet: before a lookup.
@@ -51,8 +36,14 @@ impl Fs {
         self.room_for_a_name().await
     }
 
-    /// The inode a name leads to; the kernel gets a reference.
-    pub async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Entry, Errno> {
+    /// The inode a name leads to; the kernel gets a reference. `purpose` is asked for where memory
+    /// can't answer.
+    pub async fn lookup(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        purpose: impl FnOnce() -> Purpose + Send,
+    ) -> Result<Entry, Errno> {
         let name = match name_of(name) {
             Err(Errno::EINVAL) => return Err(Errno::ENOENT), // ours, and hidden
             other => other?,
@@ -61,8 +52,73 @@ impl Fs {
         if !key.fits() {
             return Err(Errno::ENAMETOOLONG);
         }
-        let ino = self.resolve(parent, &name).await?.ok_or(Errno::ENOENT)?;
-        self.entry(ino)
+        let ino = match self.known(parent, &name) {
+            Some(ino) => Some(ino),
+            None => self.ask_for(parent, &name, purpose()).await?,
+        };
+        self.entry(ino.ok_or(Errno::ENOENT)?)
+    }
+
+    /// Asks the store what is at a name, as far as that matters.
+    async fn ask_for(
+        &self,
+        parent: Ino,
+        name: &Name,
+        purpose: Purpose,
+    ) -> Result<Option<Ino>, Errno> {
+        match purpose {
+            Purpose::Read(thread) => self.ask_to_read(parent, name, thread).await,
+            Purpose::Replace if self.is_free(parent, name).await => Ok(None),
+            Purpose::RenameTo if self.is_asked_by_rename(parent, name) => Ok(None),
+            Purpose::RenameFrom => match self.known_directory(parent, name) {
+                Some(ino) => Ok(Some(ino)), // its rename lists it
+                None => self.ask(parent, name).await,
+            },
+            _ => self.ask(parent, name).await,
+        }
+    }
+
+    /// The same for an open, which then need not ask again; a small file comes with its content.
+    async fn ask_to_read(
+        &self,
+        parent: Ino,
+        name: &Name,
+        thread: u32,
+    ) -> Result<Option<Ino>, Errno> {
+        let begun = self.clock.now();
+        let content = Content::default();
+        let wanted = self.is_content_wanted(parent, name).then_some(&content);
+        let ino = self.ask_with(parent, name, wanted).await?;
+        let Some(ino) = ino else { return Ok(None) };
+        let checked = self.namespace.lock().get(ino).and_then(|inode| inode.checked);
+        if checked.is_some_and(|checked| checked >= begun) {
+            self.arrivals.put(thread, ino, self.clock.now(), content.into_inner());
+        }
+        Ok(Some(ino))
+    }
+
+    /// Whether a file's content is to come with the answer about its name: not where it is known to
+    /// be cached, or to be more than comes at once.
+    fn is_content_wanted(&self, parent: Ino, name: &Name) -> bool {
+        let child = {
+            let namespace = self.namespace.lock();
+            namespace.child(parent, name).map(|child| (child.ino, child.kind, child.size))
+        };
+        match child {
+            None => true,
+            Some((ino, Kind::File, 1..=SMALL_BYTES_MAX)) => {
+                let version = self.version(ino).ok().flatten();
+                version.is_none_or(|version| self.reader.whole_file(&version).is_none())
+            }
+            Some(_) => false,
+        }
+    }
+
+    /// A directory at a name, however long ago it was asked for.
+    pub(super) fn known_directory(&self, parent: Ino, name: &Name) -> Option<Ino> {
+        let namespace = self.namespace.lock();
+        let child = namespace.child(parent, name)?;
+        (child.kind == Kind::Directory).then_some(child.ino)
     }
 
     /// A stat that is at most as old as contract 2 allows.
@@ -149,17 +205,27 @@ impl Fs {
 
     /// Asks for what one LIST page tells of a directory; whether that was all.
     pub(super) async fn learn_first_page(&self, ino: Ino, asked: Asked) -> Result<bool, Errno> {
+        self.learn_first_pages(ino, asked, 1).await
+    }
+
+    /// The same of some pages.
+    pub(super) async fn learn_first_pages(
+        &self,
+        ino: Ino,
+        asked: Asked,
+        pages: usize,
+    ) -> Result<bool, Errno> {
         let (prefix, stale_records) = {
             let namespace = self.namespace.lock();
             let stale_records = self.records_stale(&namespace, ino);
             (namespace.key(ino).ok_or(Errno::ESTALE)?, stale_records)
         };
-        let (mut listing, mut whole) = self.first_page(&prefix).await?;
+        let (mut listing, mut whole) = self.first_pages(&prefix, pages).await?;
         if listing.control && stale_records {
             let renames = self.moves.epoch();
             self.load_records(ino).await?;
             if self.moves.epoch() != renames {
-                (listing, whole) = self.first_page(&prefix).await?;
+                (listing, whole) = self.first_pages(&prefix, pages).await?;
             }
         }
         let mut namespace = self.namespace.lock();
@@ -175,8 +241,18 @@ impl Fs {
 
     /// Asks the store what is at a name, and learns it.
     pub(super) async fn ask(&self, parent: Ino, name: &Name) -> Result<Option<Ino>, Errno> {
+        self.ask_with(parent, name, None).await
+    }
+
+    /// The same; where `content` is given that of a small file comes along.
+    async fn ask_with(
+        &self,
+        parent: Ino,
+        name: &Name,
+        content: Option<&Content>,
+    ) -> Result<Option<Ino>, Errno> {
         for _ in 0..ASKS_MAX {
-            if let Some(answer) = self.ask_once(parent, name).await? {
+            if let Some(answer) = self.ask_once(parent, name, content).await? {
                 return Ok(answer);
             }
         }
@@ -184,12 +260,18 @@ impl Fs {
     }
 
     /// `None`: the name went or came here meanwhile, so that the answer is void.
-    async fn ask_once(&self, parent: Ino, name: &Name) -> Result<Option<Option<Ino>>, Errno> {
+    async fn ask_once(
+        &self,
+        parent: Ino,
+        name: &Name,
+        content: Option<&Content>,
+    ) -> Result<Option<Option<Ino>>, Errno> {
         let place = self.place_of_new(parent, name, Kind::Directory);
         let at_root = parent == Ino::ROOT && place.is_none();
-        // Of a directory the root's listing does not tell enough: it is asked for beside that.
-        let beside_root =
-            at_root && known_kind(&self.namespace.lock(), parent, name) == Some(Kind::Directory);
+        // Of a directory the root's listing does not tell enough, nor of a file that is read: such
+        // is asked for beside that.
+        let kind = known_kind(&self.namespace.lock(), parent, name);
+        let beside_root = at_root && (kind == Some(Kind::Directory) || content.is_some());
         if at_root
             && !beside_root
             && let Some(found) = self.ask_root(name).await?
@@ -217,7 +299,8 @@ impl Fs {
             }
         };
         let settling = self.settle_if_any(place.as_ref());
-        let (found, records, settled) = tokio::join!(self.find(&key, known), records, settling);
+        let (found, records, settled) =
+            tokio::join!(self.find(&key, known, content), records, settling);
         records?;
         let mut found = found?;
         // A mark of a rename may be among a directory's records: what it says stands beside it.
@@ -233,7 +316,7 @@ impl Fs {
             return Ok(None);
         }
         if settled? == Settled::Now {
-            found = self.find(&key, known).await?;
+            found = self.find(&key, known, content).await?;
         }
         if let Some(place) = &place {
             found = self.found_in(place, found).await;
@@ -259,7 +342,7 @@ impl Fs {
         Ok(learnt.map(|learnt| Some(learnt.ino)))
     }
 
-    async fn settle_if_any(&self, place: Option<&Place>) -> Result<Settled, Errno> {
+    pub(super) async fn settle_if_any(&self, place: Option<&Place>) -> Result<Settled, Errno> {
         match place {
             Some(place) => self.settle_sealed(place).await,
             None => Ok(Settled::Already),
@@ -287,21 +370,32 @@ impl Fs {
         directory.control != Presence::Absent && !directory.records_checked.is_some_and(fresh)
     }
 
-    async fn find(&self, key: &Key, known: Option<Kind>) -> Result<Found, BucketError> {
+    async fn find(
+        &self,
+        key: &Key,
+        known: Option<Kind>,
+        content: Option<&Content>,
+    ) -> Result<Found, BucketError> {
+        let find_file = || async {
+            match content {
+                Some(content) => self.find_small(key, content).await,
+                None => self.find_file(key).await,
+            }
+        };
         match known {
             Some(Kind::Directory) => match self.find_directory(key).await? {
-                nothing @ (Found::Records | Found::Nothing) => match self.find_file(key).await? {
+                nothing @ (Found::Records | Found::Nothing) => match find_file().await? {
                     Found::Nothing => Ok(nothing),
                     found => Ok(found),
                 },
                 found => Ok(found),
             },
-            Some(_) => match self.find_file(key).await? {
+            Some(_) => match find_file().await? {
                 Found::Nothing => self.find_directory(key).await,
                 found => Ok(found),
             },
             None => {
-                let (directory, file) = tokio::join!(self.find_directory(key), self.find_file(key));
+                let (directory, file) = tokio::join!(self.find_directory(key), find_file());
                 match (directory?, file) {
                     (Found::Nothing, file) => file,
                     (Found::Records, file) => match file? {
@@ -314,7 +408,7 @@ impl Fs {
         }
     }
 
-    async fn find_file(&self, key: &Key) -> Result<Found, BucketError> {
+    pub(super) async fn find_file(&self, key: &Key) -> Result<Found, BucketError> {
         match self.head_shown(key).await {
             Ok((info, at)) => {
                 let copy_of = self.copy_of(key, &info.etag);
@@ -325,7 +419,7 @@ impl Fs {
         }
     }
 
-    async fn find_directory(&self, key: &Key) -> Result<Found, BucketError> {
+    pub(super) async fn find_directory(&self, key: &Key) -> Result<Found, BucketError> {
         let prefix = Key::new(format!("{key}/"));
         let (mut listing, mut whole) = self.first_page(&prefix).await?;
         if !listing.exists() && listing.control && !self.config.read_only {
@@ -345,247 +439,35 @@ impl Fs {
 
     /// What one LIST page tells of a directory, and whether that is all of it.
     async fn first_page(&self, prefix: &Key) -> Result<(Listing, bool), BucketError> {
+        self.first_pages(prefix, 1).await
+    }
+
+    async fn first_pages(
+        &self,
+        prefix: &Key,
+        pages: usize,
+    ) -> Result<(Listing, bool), BucketError> {
         let whole = std::sync::atomic::AtomicBool::new(true);
         let page = async {
-            let page = match self.bucket.list(prefix.as_str(), true, None, LOOKUP_LIST_MAX).await {
-                Err(BucketError::NotFound | BucketError::WrongKind) => Default::default(),
-                other => other?,
-            };
-            whole.store(page.next.is_none(), std::sync::atomic::Ordering::Relaxed);
-            Ok(page)
+            let mut all = Page::default();
+            for _ in 0..pages {
+                let (prefix, next) = (prefix.as_str(), all.next.take());
+                let page = self.bucket.list(prefix, true, next.as_deref(), LOOKUP_LIST_MAX).await;
+                let page = match page {
+                    Err(BucketError::NotFound | BucketError::WrongKind) => Page::default(),
+                    other => other?,
+                };
+                all.objects.extend(page.objects);
+                all.prefixes.extend(page.prefixes);
+                all.next = page.next;
+                if all.next.is_none() {
+                    break;
+                }
+            }
+            whole.store(all.next.is_none(), std::sync::atomic::Ordering::Relaxed);
+            Ok(all)
         };
         let listing = self.shown(prefix.as_str(), page).await?;
         Ok((listing, whole.into_inner()))
     }
-
-    /// What the bucket has of a file at this moment: 1 HEAD. Learns it, and makes the kernel drop
-    /// what changed. ESTALE if the name means something else now: the kernel looks it up again.
-    pub(super) async fn revalidate(&self, ino: Ino) -> Result<Stat, Errno> {
-        let ask = |key: Key| async move { self.find_file(&key).await };
-        self.revalidate_by(ino, ask).await
-    }
-
-    /// The same by a GET of a file that is known to be small: 1 request for the answer and, if it
-    /// still is small, the content.
-    pub(super) async fn revalidate_small(
-        &self,
-        ino: Ino,
-    ) -> Result<Option<(Version, Bytes)>, Errno> {
-        let content = Mutex::new(None);
-        let slot = &content;
-        let ask = |key: Key| async move {
-            let (info, body) = match self.bucket.get_bytes(&key, 0..SMALL_BYTES_MAX, None).await {
-                Err(BucketError::WrongKind) => return Ok(Found::Nothing),
-                Err(BucketError::NotFound) => return self.find_missing(&key).await,
-                // Empty by now, or changed in mid-answer: ask in the other way.
-                Err(BucketError::Invalid(_) | BucketError::Precondition) => {
-                    return self.find_file(&key).await;
-                }
-                other => other?,
-            };
-            if self.moves.is_gone(key.as_str()) {
-                return Ok(Found::Nothing);
-            }
-            let copy_of = self.copy_of(&key, &info.etag);
-            if body.len() as u64 == info.size {
-                let version = Version { key, etag: info.etag.clone(), size: info.size };
-                *slot.lock() = Some((version, body));
-            }
-            Ok(Found::File(Remote { copy_of, ..remote(&info) }))
-        };
-        self.revalidate_by(ino, ask).await?;
-        Ok(content.into_inner())
-    }
-
-    /// The same of a file that is not cached at all, by the GET that its first reads want: they
-    /// find their bytes on the way. False: not so; ask for it. Whatever is so large is a file.
-    pub(super) async fn revalidate_by_reading(
-        &self,
-        ino: Ino,
-        version: &Version,
-    ) -> Result<bool, Errno> {
-        let asked = self.namespace.lock().asked(self.clock.now());
-        let place = self.place(ino);
-        let _waiting = place.as_ref().map(|place| self.wait_in(&place.checkpoint));
-        let (settled, begun) =
-            tokio::join!(self.settle_if_any(place.as_ref()), self.reader.begin(version));
-        if settled? == Settled::Now || !begun {
-            return Ok(false);
-        }
-        Ok(self.namespace.lock().confirm(ino, &version.etag, asked))
-    }
-
-    /// A file that has no object at its own key: it may be on its way there.
-    async fn find_missing(&self, key: &Key) -> Result<Found, BucketError> {
-        match self.moves.is_idle() {
-            true => Ok(Found::Nothing),
-            false => self.find_file(key).await,
-        }
-    }
-
-    async fn revalidate_by<F>(&self, ino: Ino, ask: impl Fn(Key) -> F) -> Result<Stat, Errno>
-    where
-        F: Future<Output = Result<Found, BucketError>>,
-    {
-        let _waiting = self.wait_at(ino);
-        let mut renames = self.moves.epoch();
-        let (parent, name, asked, found) = loop {
-            let (parent, name, key, asked) = {
-                let namespace = self.namespace.lock();
-                let inode = namespace.get(ino).filter(|inode| inode.linked).ok_or(Errno::ESTALE)?;
-                let name = inode.name.clone().ok_or(Errno::ESTALE)?;
-                let key = namespace.key(ino).ok_or(Errno::ESTALE)?;
-                (inode.parent, name, key, namespace.asked(self.clock.now()))
-            };
-            let place = self.place(ino);
-            let (mut found, settled) =
-                tokio::join!(ask(key.clone()), self.settle_if_any(place.as_ref()));
-            if settled? == Settled::Now {
-                found = ask(key).await;
-            }
-            // An answer about a name that a rename changed meanwhile is none.
-            let before = std::mem::replace(&mut renames, self.moves.epoch());
-            if before == renames {
-                break (parent, name, asked, found);
-            }
-        };
-        let learnt = match found? {
-            Found::File(remote) => {
-                let mut namespace = self.namespace.lock();
-                learn_file(&mut namespace, parent, &name, &remote, asked)
-            }
-            _ => {
-                self.namespace.lock().learn_absent(parent, &name, asked);
-                None
-            }
-        };
-        match learnt {
-            Some(Learnt { ino: now, changed }) if now == ino => {
-                if changed && let Some(kernel) = self.kernel.get() {
-                    kernel.invalidate_attributes(ino).await;
-                }
-                self.stat(ino)
-            }
-            _ => Err(Errno::ESTALE),
-        }
-    }
-}
-
-/// What a name most likely is: as this node knows it, or as the parent's last listing told.
-fn known_kind(namespace: &Namespace, parent: Ino, name: &Name) -> Option<Kind> {
-    if let Some(child) = namespace.child(parent, name) {
-        return Some(child.kind);
-    }
-    let seen = namespace.get(parent)?.directory.seen.as_ref()?;
-    match seen.entries.get(name)? {
-        SeenEntry::Directory => Some(Kind::Directory),
-        SeenEntry::File(_) => Some(Kind::File),
-    }
-}
-
-fn remote(info: &ObjectInfo) -> Remote {
-    let kind = match info.metadata.get(KIND_METADATA).map(String::as_str) {
-        Some("symlink") => Kind::Symlink,
-        Some("fifo") => Kind::Fifo,
-        Some("socket") => Kind::Socket,
-        Some("char_device") => Kind::CharDevice,
-        Some("block_device") => Kind::BlockDevice,
-        _ => Kind::File,
-    };
-    Remote {
-        kind: Some(kind),
-        etag: info.etag.clone(),
-        size: info.size,
-        modified: whole_seconds(info.modified),
-        at: None,
-        copy_of: None,
-    }
-}
-
-/// What the records say of a child; the kind as well, which a LIST can't tell.
-fn recorded<'a>(
-    namespace: &'a Namespace,
-    parent: Ino,
-    name: &str,
-    etag: Option<&ETag>,
-) -> Option<&'a Recorded> {
-    let directory = &namespace.get(parent)?.directory;
-    let others = directory.records.iter().map(|loaded| &loaded.record.entries);
-    let entry = choose(std::iter::once(&directory.own).chain(others), name, etag)?;
-    // Only a directory's entry has no version.
-    Some(entry).filter(|entry| (entry.kind == Kind::Directory) == etag.is_none())
-}
-
-pub(super) fn learn_file(
-    namespace: &mut Namespace,
-    parent: Ino,
-    name: &Name,
-    remote: &Remote,
-    asked: Asked,
-) -> Option<Learnt> {
-    let recorded = recorded(namespace, parent, name.as_str(), Some(&remote.etag));
-    let kind = remote.kind.or(recorded.map(|entry| entry.kind));
-    let attributes = recorded.map(|entry| entry.attributes(remote.modified));
-    let remote = Remote { kind, ..remote.clone() };
-    namespace.learn_file(parent, name, &remote, attributes, asked)
-}
-
-pub(super) fn learn_directory(
-    namespace: &mut Namespace,
-    parent: Ino,
-    name: &Name,
-    newest: Option<SystemTime>,
-    asked: Asked,
-) -> Option<Learnt> {
-    let recorded = recorded(namespace, parent, name.as_str(), None).cloned();
-    let attributes = recorded.as_ref().map(|entry| entry.attributes(SystemTime::UNIX_EPOCH));
-    let learnt = namespace.learn_directory(parent, name, newest, attributes, asked)?;
-    if let (Some(entry), Some(inode)) = (recorded, namespace.get_mut(learnt.ino)) {
-        take_times(inode, &entry);
-    }
-    Some(learnt)
-}
-
-/// Takes what the root's records say of itself.
-pub(super) fn learn_root(namespace: &mut Namespace) {
-    let entry = recorded(namespace, Ino::ROOT, OWN_ENTRY, None).cloned();
-    if let (Some(entry), Some(root)) = (entry, namespace.get_mut(Ino::ROOT)) {
-        root.take_directory_attributes(entry.attributes(SystemTime::UNIX_EPOCH));
-        take_times(root, &entry);
-    }
-}
-
-fn take_times(directory: &mut Inode, recorded: &Recorded) {
-    let Some(mtime) = recorded.mtime.map(time) else { return };
-    match recorded.newest.map(time) {
-        Some(newest) => directory.pin_mtime(mtime, newest),
-        None => directory.no_older_than(mtime),
-    }
-}
-
-/// Keeps what a listing told of a directory and its children. Returns its odd keys.
-pub(super) fn learn_listing(
-    namespace: &mut Namespace,
-    ino: Ino,
-    listing: Listing,
-    asked: Asked,
-    whole: bool,
-) -> Vec<String> {
-    let Some(inode) = namespace.get_mut(ino) else { return listing.odd };
-    let directory = &mut inode.directory;
-    let told = |seen: bool| match (seen, whole) {
-        (true, _) => Presence::Present,
-        (false, true) => Presence::Absent,
-        (false, false) => Presence::Unknown,
-    };
-    if inode.changed <= asked.epoch {
-        directory.marker = told(listing.marker);
-        directory.control = told(listing.control || directory.own_dirty);
-        if directory.control == Presence::Absent {
-            directory.records.clear();
-        }
-        directory.seen = Some(Seen { asked, entries: listing.entries });
-        directory.asked_singly = 0;
-    }
-    listing.odd
 }

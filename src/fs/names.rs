@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::checkpoints::Place;
 use super::error::Errno;
 use super::handles::OpenFile;
-use super::lookup::KIND_METADATA;
+use super::learning::KIND_METADATA;
 use super::{Caller, Entry, Fs, name_of};
 use crate::bucket::{BucketError, Condition, Metadata};
 use crate::namespace::inode::Attributes;

@@ -11,7 +11,7 @@ use futures::StreamExt;
 
 use super::Fs;
 use super::error::Errno;
-use super::lookup::learn_root;
+use super::learning::learn_root;
 use crate::bucket::{BucketError, Condition, ListedObject, Metadata};
 use crate::checkpoint::record::RecordKey;
 use crate::namespace::Namespace;

@@ -17,6 +17,7 @@ use super::handles::OpenFile;
 use super::names::kind_metadata;
 use super::{Fs, name_of};
 use crate::bucket::{BucketError, Condition, Metadata};
+use crate::namespace::inode::Inode;
 use crate::types::{ETag, Ino, Key, Kind, Name};
 
 mod copied;
@@ -102,17 +103,27 @@ impl Fs {
         }
     }
 
+    /// Whether what stands at a new name need not be asked for before: [`Self::rename`] does. Where
+    /// the kernel has checks of its own to make of it, it must know.
+    pub(super) fn is_asked_by_rename(&self, parent: Ino, name: &Name) -> bool {
+        const STICKY: u32 = 0o1000;
+        let namespace = self.namespace.lock();
+        let known = namespace.child(parent, name).is_some();
+        let sticky = |parent: &Inode| parent.attributes.mode & STICKY != 0;
+        !known && namespace.get(parent).is_some_and(|parent| !sticky(parent))
+    }
+
     /// The source, if it is a directory. One that is known is not asked for: its rename lists it.
     async fn resolve_known_directory(
         &self,
         parent: Ino,
         name: &Name,
     ) -> Result<Option<Ino>, Errno> {
-        let known = self.namespace.lock().child(parent, name).map(|c| (c.ino, c.kind));
-        match known {
-            Some((ino, Kind::Directory)) => return Ok(Some(ino)),
-            Some(_) => return Ok(None),
-            None => {}
+        if let Some(ino) = self.known_directory(parent, name) {
+            return Ok(Some(ino));
+        }
+        if self.namespace.lock().child(parent, name).is_some() {
+            return Ok(None);
         }
         let ino = self.resolve(parent, name).await?.ok_or(Errno::ENOENT)?;
         Ok((self.kind_of(ino)? == Kind::Directory).then_some(ino))
@@ -238,7 +249,8 @@ impl Fs {
                     self.keep_directory(plan.from_parent).await?;
                     self.delete(&plan.from).await?;
                 }
-                file.state.lock().failed = None;
+                let mut state = file.state.lock();
+                (state.failed, state.unasked) = (None, false);
                 return Ok(uploaded.etag);
             }
         }

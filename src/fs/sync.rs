@@ -98,7 +98,7 @@ impl Fs {
         if file.state.lock().short {
             return Err(Errno::ENOSPC);
         }
-        match staged.upload(condition).await {
+        match self.upload_at(ino, file, staged, condition).await {
             Ok(uploaded) => {
                 file.state.lock().failed = None;
                 self.uploaded(ino, staged, uploaded);
@@ -107,7 +107,7 @@ impl Fs {
             Err(error) => {
                 let key = key.as_ref().map(Key::as_str).unwrap_or_default();
                 tracing::error!(key, %error, "a file could not be uploaded");
-                Err(error.into())
+                Err(error)
             }
         }
     }

@@ -32,7 +32,7 @@ use super::handles::OpenFile;
 use crate::bucket::Condition;
 use crate::checkpoint::rules::pointers::CommitRecord;
 use crate::types::{ETag, Ino, Key};
-use crate::write::{Before, CloseId, Next, Queue, Role, Staged, Uploaded, Why, WriteError};
+use crate::write::{Before, CloseId, Next, Queue, Role, Staged, Uploaded, Why};
 
 /// Uploads of closed files at a time; parts have a bound of their own.
 const UPLOADS_MAX: usize = 16;
@@ -255,7 +255,7 @@ impl Fs {
         drop(io);
         let key = self.namespace.lock().key(job.ino);
         self.complete_copies(|source| key.as_ref() == Some(source)).await;
-        let result = job.staged.upload(&condition).await;
+        let result = self.upload_at(job.ino, &job.file, &job.staged, &condition).await;
         let io = job.file.io.lock().await;
         let outcome = self.learn_upload(job, key.as_ref(), result);
         drop(uploading);
@@ -268,7 +268,7 @@ impl Fs {
         &self,
         job: &Job,
         key: Option<&Key>,
-        result: Result<Uploaded, WriteError>,
+        result: Result<Uploaded, Errno>,
     ) -> Result<Outcome, Errno> {
         match result {
             Ok(uploaded) => {
@@ -284,7 +284,7 @@ impl Fs {
             Err(error) => {
                 let key = key.map(Key::as_str).unwrap_or_default();
                 tracing::error!(key, %error, "an acknowledged file could not be uploaded");
-                Err(error.into())
+                Err(error)
             }
         }
     }

@@ -80,6 +80,8 @@ pub struct LoadedRecord {
 pub struct Seen {
     pub asked: Asked,
     pub entries: HashMap<Name, SeenEntry>,
+    /// That was all there was.
+    pub whole: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -99,6 +101,8 @@ pub struct Directory {
     pub seen: Option<Seen>,
     /// How many names were asked for one by one since.
     pub asked_singly: usize,
+    /// How many files were to be made since.
+    pub made: usize,
     /// The youngest child or marker the bucket showed.
     pub newest: SystemTime,
     /// `newest` when somebody set the mtime by hand; a younger child makes that void.
@@ -128,6 +132,7 @@ impl Default for Directory {
             control: Presence::Unknown,
             seen: None,
             asked_singly: 0,
+            made: 0,
             newest: SystemTime::UNIX_EPOCH,
             mtime_set: None,
             removed: HashMap::new(),

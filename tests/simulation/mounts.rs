@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use trialfs::checkpoint::rules::{self, Table};
 use trialfs::clock::{Clock, ulid};
 use trialfs::fs::error::Errno;
-use trialfs::fs::{Caller, CheckpointConfig, Closer, Fs, Replace, SetMode};
+use trialfs::fs::{Caller, CheckpointConfig, Closer, Fs, Purpose, Replace, SetMode};
 use trialfs::types::{Ino, Kind};
 
 use super::clock::SimClock;
@@ -206,7 +206,7 @@ impl Program {
     }
 
     pub async fn find(&self, parent: Ino, name: &str) -> Result<Option<(Ino, Kind)>, Errno> {
-        match self.fs.lookup(parent, OsStr::new(name)).await {
+        match self.fs.lookup(parent, OsStr::new(name), || Purpose::Unknown).await {
             Ok(entry) => Ok(Some((entry.stat.ino, entry.stat.kind))),
             Err(Errno::ENOENT) => Ok(None),
             Err(errno) => self.told(|| format!("lookup {name}"), Err(errno)),

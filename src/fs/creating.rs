@@ -1,0 +1,230 @@
+//! Names of files that are made: known to be free without asking, and what follows if one was not.
+//!
+//! open(2) that creates a file and empties one that is there needs to know little of what is there:
+//! not a word of its content, nor "no such file". While it is asked for, the kernel holds the whole
+//! directory. So where a listing of the directory that is under a second old lacks the name, the
+//! file is begun at once, and its first upload asks: by its condition, and for a directory beside
+//! it. What another node made there within that second is met then: a file is replaced and keeps
+//! its mode, anything else makes the close fail, and stays.
+//!
+//! Owns when a listing pays, and that first upload. Does not own the listing (`lookup`).
+//!
+//! Cost: 1 LIST a second and a thousand entries while files are made there, in place of a HEAD and
+//! a LIST for each file; a file's upload 1 LIST more.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::Fs;
+use super::error::Errno;
+use super::handles::OpenFile;
+use super::learning::{Found, recorded};
+use crate::bucket::{BucketError, Condition};
+use crate::namespace::Remote;
+use crate::namespace::inode::{Attributes, Presence};
+use crate::types::{Ino, Key, Kind, Name};
+use crate::write::{Staged, Uploaded, WriteError};
+
+/// Files made for each page of a listing before it is made: with fewer it costs more than it
+/// spares.
+const MADE_PER_PAGE: usize = 4;
+/// Pages of a listing that is made for this: of a larger directory it takes too long to be fresh.
+const PAGES_MAX: usize = 16;
+const PAGE_ENTRIES: usize = 1000;
+/// An open follows its lookup within microseconds; what is not taken by then was refused.
+const UNASKED_MAX: Duration = Duration::from_secs(60);
+const UNASKED_COUNT_MAX: usize = 1024;
+const STICKY: u32 = 0o1000;
+
+/// Names that lookups called free unasked, until their files are made.
+#[derive(Debug, Default)]
+pub(super) struct Unasked(Mutex<HashMap<(Ino, Name), Instant>>);
+
+impl Unasked {
+    /// False: there are too many.
+    fn put(&self, parent: Ino, name: &Name, now: Instant) -> bool {
+        let mut all = self.0.lock();
+        if all.len() >= UNASKED_COUNT_MAX {
+            all.retain(|_, at| now.duration_since(*at) < UNASKED_MAX);
+        }
+        let room = all.len() < UNASKED_COUNT_MAX;
+        if room {
+            all.insert((parent, name.clone()), now);
+        }
+        room
+    }
+
+    /// Whether nobody asked for the name that a file is made at.
+    pub fn take(&self, parent: Ino, name: &Name) -> bool {
+        self.0.lock().remove(&(parent, name.clone())).is_some()
+    }
+}
+
+/// What the last listing of a directory says of a name.
+enum Told {
+    Free {
+        /// Files are made here, and the listing gets old.
+        renew: bool,
+    },
+    /// Ask for the name.
+    Nothing,
+    /// A new listing is worth it, of so many pages.
+    Old(usize),
+}
+
+impl Fs {
+    /// Whether a file may be begun at a name without asking for it.
+    pub(super) async fn is_free(&self, parent: Ino, name: &Name) -> bool {
+        let plain = |kind| self.place_of_new(parent, name, kind).is_none();
+        let asks_later = self.bucket.capabilities().create_if_absent && !self.config.read_only;
+        if !asks_later || !self.moves.is_idle() || !plain(Kind::File) || !plain(Kind::Directory) {
+            return false;
+        }
+        let told = match self.told_of(parent, name) {
+            Told::Old(pages) => {
+                let _turn = self.relisting.lock().await;
+                // Whoever held the turn may have made it.
+                match self.told_of(parent, name) {
+                    Told::Old(_) => {
+                        self.list_for_files(parent, pages).await;
+                        self.told_of(parent, name)
+                    }
+                    told => told,
+                }
+            }
+            told => told,
+        };
+        let Told::Free { renew } = told else { return false };
+        if renew && let Some(me) = self.me.upgrade() {
+            tokio::spawn(async move { me.renew_listing(parent).await });
+        }
+        self.unasked.put(parent, name, self.clock.now())
+    }
+
+    fn told_of(&self, parent: Ino, name: &Name) -> Told {
+        let (now, ttl) = (self.clock.now(), self.ttl());
+        let mut namespace = self.namespace.lock();
+        let known = namespace.child(parent, name).is_some();
+        let Some(inode) = namespace.get_mut(parent) else { return Told::Nothing };
+        // There the kernel has more to check of a file that is there.
+        if known || ttl.is_zero() || inode.attributes.mode & STICKY != 0 {
+            return Told::Nothing;
+        }
+        let directory = &mut inode.directory;
+        directory.made += 1;
+        let fresh = |at| now.saturating_duration_since(at) < ttl;
+        let records =
+            directory.control == Presence::Absent || directory.records_checked.is_some_and(fresh);
+        let pages = directory.children.len() / PAGE_ENTRIES + 1;
+        let pays = directory.made > MADE_PER_PAGE * pages && pages <= PAGES_MAX;
+        match &directory.seen {
+            Some(seen) if fresh(seen.asked.at) && records => {
+                let half = now.saturating_duration_since(seen.asked.at) > ttl / 2;
+                match seen.whole {
+                    true if seen.entries.contains_key(name) => Told::Nothing,
+                    true => Told::Free { renew: pays && half },
+                    // More than was read: one that ends may be had once more files were made.
+                    false if pays && half => Told::Old(pages + 1),
+                    false => Told::Nothing,
+                }
+            }
+            _ if pays => Told::Old(pages),
+            _ => Told::Nothing,
+        }
+    }
+
+    async fn renew_listing(&self, parent: Ino) {
+        let Ok(_turn) = self.relisting.try_lock() else { return };
+        let pages = self.namespace.lock().get(parent).map_or(0, |inode| {
+            let known = inode.directory.seen.as_ref().map_or(0, |seen| seen.entries.len());
+            known.max(inode.directory.children.len()) / PAGE_ENTRIES + 1
+        });
+        self.list_for_files(parent, pages).await;
+    }
+
+    /// What fails here is asked for by each name.
+    async fn list_for_files(&self, parent: Ino, pages: usize) {
+        let asked = self.namespace.lock().asked(self.clock.now());
+        let listed = self.learn_first_pages(parent, asked, pages.min(PAGES_MAX)).await;
+        if let Err(error) = listed {
+            tracing::debug!(parent = parent.0, %error, "no listing for new files");
+        }
+    }
+
+    /// Uploads a file. The first time of one at whose name nobody asked what is there, that is
+    /// asked beside it: what is no file stays, and the bytes go to the quarantine or, if this came
+    /// before the close was answered, to nobody.
+    pub(super) async fn upload_at(
+        &self,
+        ino: Ino,
+        file: &OpenFile,
+        staged: &Staged,
+        condition: &Condition,
+    ) -> Result<Uploaded, Errno> {
+        let unasked = file.state.lock().unasked && *condition == Condition::Always;
+        let key = self.namespace.lock().key(ino).filter(|_| unasked);
+        let Some(key) = key else { return staged.upload(condition).await.map_err(Errno::from) };
+        let (uploaded, beside) =
+            tokio::join!(staged.upload(&Condition::IfAbsent), self.find_directory(&key));
+        let beside = match beside? {
+            Found::Directory(..) => Err(Errno::EISDIR),
+            _ => Ok(()),
+        };
+        let uploaded = match (uploaded, beside) {
+            (Ok(uploaded), Ok(())) => uploaded,
+            (Ok(uploaded), Err(errno)) => {
+                self.bucket.delete(&key, Some(&uploaded.etag)).await?;
+                return Err(self.refuse_made(ino, file, errno));
+            }
+            (Err(_), Err(errno)) => return Err(self.refuse_made(ino, file, errno)),
+            (Err(WriteError::Bucket(BucketError::Precondition)), Ok(())) => {
+                match self.find_file(&key).await? {
+                    Found::File(there) if is_file(&there) => self.take_mode(ino, &there).await?,
+                    Found::File(_) => return Err(self.refuse_made(ino, file, Errno::ESTALE)),
+                    _ => {}
+                }
+                staged.upload(&Condition::Always).await?
+            }
+            (Err(error), Ok(())) => return Err(error.into()),
+        };
+        file.state.lock().unasked = false;
+        Ok(uploaded)
+    }
+
+    /// What an open of the file that was there would have kept of it.
+    async fn take_mode(&self, ino: Ino, there: &Remote) -> Result<(), Errno> {
+        let (parent, name) = {
+            let namespace = self.namespace.lock();
+            let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
+            (inode.parent, inode.name.clone().ok_or(Errno::ESTALE)?)
+        };
+        self.load_records(parent).await?;
+        let mut namespace = self.namespace.lock();
+        let recorded = recorded(&namespace, parent, name.as_str(), Some(&there.etag));
+        let kept = match recorded {
+            Some(entry) => entry.attributes(there.modified),
+            None => Attributes::of(Kind::File, namespace.defaults(), there.modified),
+        };
+        let Some(inode) = namespace.get_mut(ino) else { return Ok(()) };
+        let now = &mut inode.attributes;
+        (now.mode, now.uid, now.gid) = (kept.mode, kept.uid, kept.gid);
+        Ok(())
+    }
+
+    /// The name is another thing's: the file has none any more, and its users hear of it.
+    fn refuse_made(&self, ino: Ino, file: &OpenFile, errno: Errno) -> Errno {
+        let mut namespace = self.namespace.lock();
+        let key = namespace.key(ino);
+        let key = key.as_ref().map(Key::as_str).unwrap_or_default();
+        tracing::error!(key, %errno, "another node made something else at a new file's name");
+        file.state.lock().lost = true;
+        namespace.detach(ino);
+        errno
+    }
+}
+
+fn is_file(remote: &Remote) -> bool {
+    remote.kind.is_none_or(|kind| kind == Kind::File)
+}
