@@ -95,6 +95,9 @@ enum From {
     Doubtful(Key),
 }
 
+/// Whoever wants the pages of a listing before all have come.
+pub type Tell<'a> = &'a (dyn Fn(&Page) + Sync);
+
 /// A store, asked with patience: the same methods as [`Store`], each retried while the store is
 /// away.
 ///
@@ -230,14 +233,20 @@ impl Bucket {
     /// at its last listing is asked for in segments, side by side: then one request more for
     /// each segment in which more was made since than a page holds.
     pub async fn list_all(&self, prefix: &str, delimiter: bool) -> Result<Page, BucketError> {
-        if !delimiter {
-            return self.list_segment(prefix, delimiter, Segment::default()).await;
+        match delimiter {
+            true => self.list_level(prefix, &|_| {}).await,
+            false => self.list_segment(prefix, delimiter, Segment::default(), &|_| {}).await,
         }
+    }
+
+    /// The same of one level; `tell` has each page as soon as those before it have come. What it is
+    /// told may come again in another page.
+    pub async fn list_level(&self, prefix: &str, tell: Tell<'_>) -> Result<Page, BucketError> {
         let segments = self.boundaries.segments(prefix);
-        let all = match self.list_segments(prefix, segments).await {
+        let all = match self.list_segments(prefix, segments, tell).await {
             Err(BucketError::Unsupported(_)) => {
                 self.boundaries.set_unsupported();
-                self.list_segment(prefix, delimiter, Segment::default()).await?
+                self.list_segment(prefix, true, Segment::default(), tell).await?
             }
             all => all?,
         };
@@ -249,12 +258,19 @@ impl Bucket {
     async fn list_segments(
         &self,
         prefix: &str,
-        segments: Vec<Segment>,
+        mut segments: Vec<Segment>,
+        tell: Tell<'_>,
     ) -> Result<Page, BucketError> {
-        let asked = segments.into_iter().map(|segment| self.list_segment(prefix, true, segment));
-        let mut pages = futures::stream::iter(asked).buffered(PAGES_AT_ONCE_MAX);
+        if segments.len() == 1 {
+            let all = segments.pop().unwrap_or_default();
+            return self.list_segment(prefix, true, all, tell).await;
+        }
+        let ask = |segment| self.list_segment(prefix, true, segment, &|_| {});
+        let mut pages =
+            futures::stream::iter(segments.into_iter().map(ask)).buffered(PAGES_AT_ONCE_MAX);
         let mut all = Page::default();
         while let Some(page) = pages.try_next().await? {
+            tell(&page);
             all.extend(page);
         }
         Ok(all)
@@ -267,6 +283,7 @@ impl Bucket {
         prefix: &str,
         delimiter: bool,
         segment: Segment,
+        tell: Tell<'_>,
     ) -> Result<Page, BucketError> {
         let max = PAGE_ENTRIES_MAX;
         let mut all = Page::default();
@@ -281,6 +298,7 @@ impl Bucket {
                     page => page?,
                 },
             };
+            tell(&page);
             let ends = segment.ends_in(&page);
             let next = match page.next.clone() {
                 Some(token) => Some(From::Page(token)),

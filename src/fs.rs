@@ -38,6 +38,7 @@ mod known;
 mod learning;
 mod lookup;
 mod names;
+mod parts;
 mod processes;
 mod purpose;
 mod records;

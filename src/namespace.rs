@@ -123,13 +123,9 @@ impl Namespace {
     /// What stat tells as the number of links: of a directory its name, its `.`, and the `..` of
     /// each directory in it that is known here.
     pub fn links(&self, inode: &Inode) -> u32 {
-        let is_directory =
-            |ino: &Ino| self.inodes.get(ino).is_some_and(|c| c.kind == Kind::Directory);
         match inode.kind {
             _ if !inode.linked => 0,
-            Kind::Directory => {
-                2 + inode.directory.children.values().filter(|ino| is_directory(ino)).count() as u32
-            }
+            Kind::Directory => 2 + inode.directory.subdirectories.len() as u32,
             _ => 1,
         }
     }
@@ -363,7 +359,7 @@ impl Namespace {
         debug_assert!(!self.inodes[&parent].directory.children.contains_key(name));
         let inode = Inode::new(ino, parent, Some(name.clone()), kind, attributes);
         self.inodes.insert(ino, inode);
-        self.inodes.get_mut(&parent)?.directory.children.insert(name.clone(), ino);
+        self.inodes.get_mut(&parent)?.directory.add_child(name.clone(), ino, kind);
         Some(ino)
     }
 
@@ -413,7 +409,7 @@ impl Namespace {
         self.epoch.0 += 1;
         let epoch = self.epoch;
         let Some(inode) = self.inodes.get_mut(&ino) else { return };
-        let (old_parent, old_name) = (inode.parent, inode.name.clone());
+        let (old_parent, old_name, kind) = (inode.parent, inode.name.clone(), inode.kind);
         inode.parent = parent;
         inode.name = Some(name.clone());
         inode.changed = epoch;
@@ -423,7 +419,7 @@ impl Namespace {
         if let Some(directory) = self.inodes.get_mut(&parent) {
             directory.directory.forget_name(name);
             directory.directory.removed.remove(name);
-            directory.directory.children.insert(name.clone(), ino);
+            directory.directory.add_child(name.clone(), ino, kind);
         }
     }
 
@@ -473,7 +469,7 @@ impl Namespace {
                 return;
             }
             if let (Some(directory), Some(name)) = (self.inodes.get_mut(&parent), name) {
-                directory.directory.children.remove(&name);
+                directory.directory.drop_child(&name);
             }
             ino = parent;
         }

@@ -75,6 +75,7 @@ async fn run_with(pages: Pages, bucket: Arc<Bucket>, expected: impl FnOnce(&mut 
         copy_condition: true,
         ranged_reads: true,
         metadata: true,
+        create_sees_directories: false,
         list_after_write: true,
         markers: true,
         ..bucket.capabilities()
@@ -97,13 +98,13 @@ async fn file() {
     let dir = tempfile::tempdir().unwrap();
     let location = Location::Directory { path: dir.path().to_owned() };
     let bucket = open(location, StoreOptions::default()).await;
-    run(bucket, |_| {}).await;
+    run(bucket, |can| can.create_sees_directories = true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn s3_on_seaweedfs() {
     let Some(url) = server("TRIALFS_TEST_S3") else { return };
-    run(open_s3(&url).await, |_| {}).await;
+    run(open_s3(&url).await, |can| can.create_sees_directories = true).await;
 }
 
 /// It ignores conditions and says 200: the probe must see through that.
@@ -177,7 +178,11 @@ async fn open_dav(url: String) -> Arc<Bucket> {
 #[tokio::test(flavor = "multi_thread")]
 async fn web_dav_on_rclone() {
     let Some(url) = server("TRIALFS_TEST_DAV_RCLONE") else { return };
-    run(open_dav(url).await, web_dav).await;
+    let expected = |can: &mut Capabilities| {
+        web_dav(can);
+        can.create_sees_directories = true;
+    };
+    run(open_dav(url).await, expected).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

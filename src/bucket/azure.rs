@@ -273,6 +273,7 @@ impl Store for Azure {
             real_directories: false,
             rename_file: false,
             rename_directory: false,
+            create_sees_directories: false,
             list_after_write: true,
             put_max: 5000 << 20,
             part_min: 1,

@@ -588,6 +588,7 @@ impl Store for WebDav {
             real_directories: true,
             rename_file: true,
             rename_directory: true,
+            create_sees_directories: false,
             list_after_write: true,
             put_max: 1 << 42,
             part_min: 1,

@@ -275,6 +275,7 @@ impl Store for Directory {
             real_directories: true,
             rename_file: true,
             rename_directory: true,
+            create_sees_directories: false,
             list_after_write: true,
             put_max: PUT_BYTES_MAX,
             part_min: 1,

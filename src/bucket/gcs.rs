@@ -487,6 +487,7 @@ impl Store for Gcs {
             real_directories: false,
             rename_file: true,
             rename_directory: false,
+            create_sees_directories: false,
             list_after_write: true,
             put_max: 5 << 40,
             part_min: 5 << 20,

@@ -386,6 +386,7 @@ impl Store for MemoryStore {
             real_directories: false,
             rename_file: false,
             rename_directory: false,
+            create_sees_directories: false,
             list_after_write: true,
             put_max: 5 << 30,
             part_min: 1,

@@ -113,6 +113,8 @@ struct Trial<'a> {
     /// A fifth, for what may be copied or uploaded onto it.
     onto: Key,
     marker: Key,
+    /// The marker's name, as a file.
+    over: Key,
     dir: String,
     mark: String,
 }
@@ -120,6 +122,7 @@ struct Trial<'a> {
 /// What the trial showed: `None` where it was not tried.
 struct Findings {
     created_again: Result<Written, BucketError>,
+    created_over: Result<Written, BucketError>,
     replaced_stale: Result<Written, BucketError>,
     replaced: Result<Written, BucketError>,
     deleted_stale: Result<(), BucketError>,
@@ -147,6 +150,7 @@ impl<'a> Trial<'a> {
             moved: Key::new(format!("{key}.moved")),
             onto: Key::new(format!("{key}.onto")),
             marker: Key::new(format!("{key}.dir/")),
+            over: Key::new(format!("{key}.dir")),
             key: Key::new(key),
             dir,
             mark,
@@ -202,6 +206,7 @@ impl<'a> Trial<'a> {
         let conditions = async {
             tokio::join!(
                 self.put(key, Condition::IfAbsent),
+                self.put(&self.over, Condition::IfAbsent),
                 self.put(key, Condition::IfMatch(stale.clone())),
                 bucket.delete(&self.doomed, Some(&stale)),
                 async { caller.call(Operation::Copy, 0, copy).await.result },
@@ -214,7 +219,7 @@ impl<'a> Trial<'a> {
             part,
             part_copy,
         );
-        let (created_again, replaced_stale, deleted_stale, copied_onto) = conditions;
+        let (created_again, created_over, replaced_stale, deleted_stale, copied_onto) = conditions;
         let parts = part.as_ref().and_then(|part| part.as_ref().ok()).cloned();
         let completed_onto = async {
             let condition = &Condition::IfAbsent;
@@ -228,6 +233,7 @@ impl<'a> Trial<'a> {
         let (completed_onto, replaced, renamed) = tokio::join!(completed_onto, replace, rename);
         Findings {
             created_again,
+            created_over,
             replaced_stale,
             replaced,
             deleted_stale,
@@ -252,8 +258,9 @@ impl<'a> Trial<'a> {
                 None => Ok(()),
             }
         };
-        let keys = [&self.key, &self.doomed, &self.quiet, &self.moved, &self.onto, &self.marker];
-        let delete = keys.map(|key| self.bucket.delete(key, None));
+        let keys = [&self.key, &self.doomed, &self.quiet, &self.moved, &self.onto, &self.over];
+        let delete =
+            keys.into_iter().chain([&self.marker]).map(|key| self.bucket.delete(key, None));
         let _ = tokio::join!(futures::future::join_all(delete), abort);
         // Where directories are real, and where an emptied prefix is listed until its own key is
         // deleted.
@@ -277,11 +284,12 @@ impl Findings {
         let marked = |info: &ObjectInfo| info.metadata.get(MARK) == Some(&self.mark);
         let expected = &BODY[RANGE.start as usize..RANGE.end as usize];
         let listed = self.listed.as_ref();
-        let create = refused(&self.created_again);
+        let create_if_absent = can.create_if_absent
+            && refused(&self.created_again)
+            && (!completes || self.completed_onto.as_ref().is_none_or(refused));
         Capabilities {
-            create_if_absent: can.create_if_absent
-                && create
-                && (!completes || self.completed_onto.as_ref().is_none_or(refused)),
+            create_if_absent,
+            create_sees_directories: create_if_absent && refused(&self.created_over),
             replace_if_match: can.replace_if_match
                 && refused(&self.replaced_stale)
                 && self.replaced.is_ok(),
@@ -387,6 +395,7 @@ mod tests {
         let prefixes = vec![marker.as_str().to_owned()];
         Findings {
             created_again: Err(BucketError::Precondition),
+            created_over: written(),
             replaced_stale: Err(BucketError::Precondition),
             replaced: written(),
             deleted_stale: Err(BucketError::Precondition),
@@ -401,6 +410,18 @@ mod tests {
             marker,
             mark: "m".to_owned(),
         }
+    }
+
+    #[test]
+    fn a_store_sees_directories_only_if_it_refused_a_file_over_one() {
+        let can = MemoryStore::new(clock::system()).capabilities();
+        let found = |created_over| {
+            let whole = whole(&ETag("1".to_owned()));
+            Findings { created_over, ..whole }.judge(can).create_sees_directories
+        };
+        assert!(found(Err(BucketError::Precondition)));
+        assert!(!found(Err(BucketError::NotFound)));
+        assert!(!found(Ok(Written { etag: ETag("2".to_owned()) })));
     }
 
     #[test]

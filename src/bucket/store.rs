@@ -99,6 +99,9 @@ pub struct Written {
 pub struct Capabilities {
     /// PUT and complete-multipart honour If-None-Match.
     pub create_if_absent: bool,
+    /// If-None-Match of a PUT also refuses where a directory has the name (SeaweedFS). Said by the
+    /// trial at mount alone.
+    pub create_sees_directories: bool,
     /// PUT honours If-Match.
     pub replace_if_match: bool,
     /// DELETE honours If-Match.

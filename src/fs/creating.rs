@@ -10,7 +10,8 @@
 //! Owns when a listing pays, and that first upload. Does not own the listing (`lookup`).
 //!
 //! Cost: 1 LIST a second and a thousand entries while files are made there, in place of a HEAD and
-//! a LIST for each file; a file's upload 1 LIST more.
+//! a LIST for each file; a file's upload 1 LIST more, but for a small one where the store's own
+//! condition sees directories.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -37,6 +38,9 @@ const PAGE_ENTRIES: usize = 1000;
 const UNASKED_MAX: Duration = Duration::from_secs(60);
 const UNASKED_COUNT_MAX: usize = 1024;
 const STICKY: u32 = 0o1000;
+/// A file up to this size goes up by one PUT, whose condition some stores hold against directories
+/// too.
+const PUT_BYTES_MAX: u64 = 1 << 20;
 
 /// Names that lookups called free unasked, until their files are made.
 #[derive(Debug, Default)]
@@ -166,8 +170,15 @@ impl Fs {
         let unasked = file.state.lock().unasked && *condition == Condition::Always;
         let key = self.namespace.lock().key(ino).filter(|_| unasked);
         let Some(key) = key else { return staged.upload(condition).await.map_err(Errno::from) };
-        let (uploaded, beside) =
-            tokio::join!(staged.upload(&Condition::IfAbsent), self.find_directory(&key));
+        let small = staged.size().is_ok_and(|size| size <= PUT_BYTES_MAX);
+        let told = small && self.bucket.capabilities().create_sees_directories;
+        let beside = async {
+            match told {
+                true => Ok(Found::Nothing),
+                false => self.find_directory(&key).await,
+            }
+        };
+        let (uploaded, beside) = tokio::join!(staged.upload(&Condition::IfAbsent), beside);
         let beside = match beside? {
             Found::Directory(..) => Err(Errno::EISDIR),
             _ => Ok(()),
@@ -180,10 +191,13 @@ impl Fs {
             }
             (Err(_), Err(errno)) => return Err(self.refuse_made(ino, file, errno)),
             (Err(WriteError::Bucket(BucketError::Precondition)), Ok(())) => {
-                match self.find_file(&key).await? {
+                match self.find(&key, None, None).await? {
                     Found::File(there) if is_file(&there) => self.take_mode(ino, &there).await?,
                     Found::File(_) => return Err(self.refuse_made(ino, file, Errno::ESTALE)),
-                    _ => {}
+                    Found::Directory(..) => {
+                        return Err(self.refuse_made(ino, file, Errno::EISDIR));
+                    }
+                    Found::Records | Found::Nothing => {}
                 }
                 staged.upload(&Condition::Always).await?
             }

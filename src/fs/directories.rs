@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use super::checkpoints::{Place, Sealed, Unsealed};
 use super::error::Errno;
-use super::handles::{Handle, Listed, OpenDirectory, Snapshot, SnapshotEntry};
+use super::handles::{Handle, OpenDirectory, Snapshot, SnapshotEntry};
 use super::learning::{learn_directory, learn_file, learn_listing};
+use super::parts::{Parts, Teller};
 use super::records::transactions_in;
 use super::{Caller, Entry, Fs, name_of};
-use crate::bucket::{BucketError, Condition, Metadata};
+use crate::bucket::{BucketError, Condition, Metadata, Page};
 use crate::checkpoint::record::RelPath;
 use crate::config::ATTRIBUTE_TTL;
 use crate::namespace::Asked;
@@ -38,13 +39,12 @@ impl Fs {
     /// for the end. What others have not committed is waited for when it is read, not here: a rank
     /// opens the directory that another one made only to sync it.
     pub async fn opendir(&self, ino: Ino) -> Result<u64, Errno> {
-        let listing = self.list_if_any(ino, Unsealed::Leave).await?;
+        let listing = self.begin_listing(ino, Unsealed::Leave).await?;
         self.check_names_above(ino).await?;
         let mut namespace = self.namespace.lock();
         let inode = namespace.get_mut(ino).ok_or(Errno::ESTALE)?;
         inode.opens += 1;
         drop(namespace);
-        let listing = Listed { snapshot: listing.map(Arc::new), read: false };
         let open = OpenDirectory { ino, listing: tokio::sync::Mutex::new(listing) };
         Ok(self.handles.add(Handle::Directory(Arc::new(open))))
     }
@@ -58,30 +58,31 @@ impl Fs {
         namespace.drop_if_unused(open.ino);
     }
 
-    /// The listing a handle reads from; asked for anew when it is read from the start again.
+    /// The part of a handle's listing that has the entry behind an offset, or its last; asked for
+    /// anew when it is read from the start again.
     pub async fn read_directory(&self, handle: u64, offset: u64) -> Result<Arc<Snapshot>, Errno> {
         let open = self.handles.directory(handle)?;
         let mut listing = open.listing.lock().await;
-        let known = listing.snapshot.clone().filter(|_| offset > 0 || !listing.read);
-        let snapshot = match known {
-            Some(snapshot) => snapshot,
-            None => {
-                let snapshot = Arc::new(self.list_directory(open.ino).await?);
-                self.check_names_above(open.ino).await?;
-                snapshot
-            }
-        };
-        *listing = Listed { snapshot: Some(snapshot.clone()), read: true };
-        Ok(snapshot)
+        if !listing.is_asked() || (offset == 0 && listing.read) {
+            *listing = self.begin_listing(open.ino, Unsealed::Wait).await?;
+            self.check_names_above(open.ino).await?;
+        }
+        listing.read = true;
+        listing.part_with(offset.saturating_sub(2) as usize).await
     }
 
     pub(super) async fn list_directory(&self, ino: Ino) -> Result<Snapshot, Errno> {
-        let listing = self.list_if_any(ino, Unsealed::Wait).await?;
+        let listing = self.list_if_any(ino, Unsealed::Wait, None).await?;
         listing.ok_or(Errno::ETIMEDOUT)
     }
 
-    /// `None` only with [`Unsealed::Leave`].
-    async fn list_if_any(&self, ino: Ino, unsealed: Unsealed) -> Result<Option<Snapshot>, Errno> {
+    /// `None` only with [`Unsealed::Leave`]. What `parts` was sent is left out.
+    pub(super) async fn list_if_any(
+        &self,
+        ino: Ino,
+        unsealed: Unsealed,
+        parts: Option<&Parts>,
+    ) -> Result<Option<Snapshot>, Errno> {
         self.end_dead_attempts().await?;
         let (prefix, asked) = {
             let namespace = self.namespace.lock();
@@ -90,7 +91,9 @@ impl Fs {
         };
         let place = self.place(ino);
         let _waiting = place.as_ref().map(|place| self.wait_in(&place.checkpoint));
-        let mut listing = self.list_and_records(ino, place.as_ref(), &prefix).await?;
+        let teller = parts.and_then(|parts| Teller::new(self, parts, ino, asked, &prefix));
+        let tells = teller.as_ref();
+        let mut listing = self.list_and_records(ino, place.as_ref(), &prefix, tells).await?;
         if !listing.exists() && ino != Ino::ROOT {
             // Somebody may be writing it: what there is to read comes with the commit.
             let sealed = match &place {
@@ -100,7 +103,7 @@ impl Fs {
             match sealed {
                 Sealed::NotYet => return Ok(None),
                 Sealed::Something => {
-                    listing = self.list_and_records(ino, place.as_ref(), &prefix).await?;
+                    listing = self.list_and_records(ino, place.as_ref(), &prefix, None).await?;
                 }
                 Sealed::Nothing => {}
             }
@@ -111,6 +114,15 @@ impl Fs {
         if let Some(place) = &place {
             self.hide_removed(place, &mut listing);
         }
+        let all = self.learn_whole(ino, asked, listing)?;
+        match teller {
+            Some(teller) => Ok(Some(teller.rest(all).await?)),
+            None => Ok(Some(all)),
+        }
+    }
+
+    /// Learns a whole listing, and what it shows beside what only this node knows of.
+    fn learn_whole(&self, ino: Ino, asked: Asked, mut listing: Listing) -> Result<Snapshot, Errno> {
         let mut namespace = self.namespace.lock();
         if let (Some(newest), Some(inode)) = (listing.newest, namespace.get_mut(ino)) {
             inode.see_newest(newest);
@@ -132,21 +144,29 @@ impl Fs {
         drop(namespace);
         self.note_odd(odd);
         let listing = Listing { entries: listing.entries, ..Listing::default() };
-        Ok(Some(Snapshot::new(asked, listing, local)))
+        Ok(Snapshot::new(asked, listing, local))
     }
 
     /// One LIST; in a checkpoint directory of one commit.
-    async fn list_page(&self, place: Option<&Place>, prefix: &str) -> Result<Listing, Errno> {
+    async fn list_page(
+        &self,
+        place: Option<&Place>,
+        prefix: &str,
+        teller: Option<&Teller>,
+    ) -> Result<Listing, Errno> {
         if let (Some(place), true) = (place, self.config.read_only) {
             self.settle_sealed(place).await?; // which waits for a mount that may publish
         }
         let page = async {
             match place {
                 Some(place) => self.list_whole(place, prefix).await,
-                None => match self.bucket.list_all(prefix, true).await {
-                    Err(BucketError::NotFound) => Ok(Default::default()),
-                    other => other,
-                },
+                None => {
+                    let tell = |page: &Page| teller.iter().for_each(|teller| teller.page(page));
+                    match self.bucket.list_level(prefix, &tell).await {
+                        Err(BucketError::NotFound) => Ok(Default::default()),
+                        other => other,
+                    }
+                }
             }
         };
         Ok(self.shown(prefix, page).await?)
@@ -158,10 +178,11 @@ impl Fs {
         ino: Ino,
         place: Option<&Place>,
         prefix: &str,
+        teller: Option<&Teller>,
     ) -> Result<Listing, Errno> {
         for _ in 0..LISTS_MAX {
             let renames = self.moves.epoch();
-            let listing = self.list_page(place, prefix).await?;
+            let listing = self.list_page(place, prefix, teller).await?;
             if listing.control {
                 self.load_records(ino).await?;
             }

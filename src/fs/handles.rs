@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::mpsc;
 
 use super::error::Errno;
 use crate::checkpoint::record::TxnId;
@@ -216,18 +217,53 @@ pub struct OpenDirectory {
 }
 
 /// What an open directory is read from.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Listed {
-    /// `None`: not asked for yet.
-    pub snapshot: Option<Arc<Snapshot>>,
+    /// What was told so far, in order. Nothing, and nothing to come: not asked for yet.
+    pub told: Vec<Arc<Snapshot>>,
+    /// The rest of a long one.
+    pub to_come: Option<mpsc::UnboundedReceiver<Result<Snapshot, Errno>>>,
     /// Whether a read from the start has used it.
     pub read: bool,
 }
 
-/// A directory as one LIST told it. Entry `i` has offset `i`.
+impl Listed {
+    /// What is told in one.
+    pub fn whole(snapshot: Snapshot) -> Self {
+        Self { told: vec![Arc::new(snapshot)], ..Self::default() }
+    }
+
+    pub fn is_asked(&self) -> bool {
+        !self.told.is_empty() || self.to_come.is_some()
+    }
+
+    /// The part with an entry, once it is told; past the end one without it.
+    pub async fn part_with(&mut self, index: usize) -> Result<Arc<Snapshot>, Errno> {
+        loop {
+            let last = self.told.last().filter(|_| self.to_come.is_none());
+            let with = self.told.iter().find(|part| index < part.first + part.entries.len());
+            if let Some(part) = with.or(last) {
+                return Ok(part.clone());
+            }
+            let Some(to_come) = &mut self.to_come else { return Err(Errno::EIO) };
+            match to_come.recv().await {
+                Some(Ok(part)) => self.told.push(Arc::new(part)),
+                Some(Err(errno)) => {
+                    *self = Self::default(); // asked for anew by the next read from the start
+                    return Err(errno);
+                }
+                None => self.to_come = None,
+            }
+        }
+    }
+}
+
+/// A directory as one LIST told it, or a part of that.
 #[derive(Debug)]
 pub struct Snapshot {
     pub asked: Asked,
+    /// The place of the first entry in the whole.
+    pub first: usize,
     pub entries: Vec<(Name, SnapshotEntry)>,
 }
 
@@ -249,7 +285,7 @@ impl Snapshot {
         }
         entries.extend(listed.into_iter().map(|(name, seen)| (name, SnapshotEntry::Seen(seen))));
         entries.sort_by(|a, b| a.0.cmp(&b.0));
-        Self { asked, entries }
+        Self { asked, first: 0, entries }
     }
 }
 

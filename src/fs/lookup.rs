@@ -370,7 +370,7 @@ impl Fs {
         directory.control != Presence::Absent && !directory.records_checked.is_some_and(fresh)
     }
 
-    async fn find(
+    pub(super) async fn find(
         &self,
         key: &Key,
         known: Option<Kind>,

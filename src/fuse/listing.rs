@@ -1,6 +1,7 @@
 //! A directory's entries in the kernel's form, as many as its buffer takes.
 //!
-//! Offsets: 1 is behind `.`, 2 behind `..`, and `i + 3` behind entry `i` of the snapshot.
+//! Offsets: 1 is behind `.`, 2 behind `..`, and `i + 3` behind entry `i` of the whole listing, of
+//! which a snapshot may be a part.
 
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ const DOTS: [&str; 2] = [".", ".."];
 
 /// The entries of the snapshot from an offset on, each with the offset behind it.
 fn rest(snapshot: &Snapshot, offset: u64) -> impl Iterator<Item = (usize, u64)> {
-    let first = offset.saturating_sub(2) as usize;
-    (first..snapshot.entries.len()).map(|index| (index, index as u64 + 3))
+    let first = (offset.saturating_sub(2) as usize).saturating_sub(snapshot.first);
+    (first..snapshot.entries.len()).map(|index| (index, (snapshot.first + index) as u64 + 3))
 }
 
 /// Answers readdir.

@@ -94,6 +94,8 @@ pub enum SeenEntry {
 #[derive(Debug)]
 pub struct Directory {
     pub children: HashMap<Name, Ino>,
+    /// Those of them that are directories.
+    pub subdirectories: HashSet<Ino>,
     /// `<dir>/` as an object, by which the directory outlives its last file.
     pub marker: Presence,
     /// Anything under `<dir>/.trialfs/`.
@@ -128,6 +130,7 @@ impl Default for Directory {
     fn default() -> Self {
         Self {
             children: HashMap::new(),
+            subdirectories: HashSet::new(),
             marker: Presence::Unknown,
             control: Presence::Unknown,
             seen: None,
@@ -169,9 +172,24 @@ impl Directory {
         self.removed.insert(name, at);
     }
 
+    /// A name leads to an inode from here on.
+    pub fn add_child(&mut self, name: Name, ino: Ino, kind: Kind) {
+        if kind == Kind::Directory {
+            self.subdirectories.insert(ino);
+        }
+        self.children.insert(name, ino);
+    }
+
+    /// What a name leads to is not known any more.
+    pub fn drop_child(&mut self, name: &Name) {
+        if let Some(ino) = self.children.remove(name) {
+            self.subdirectories.remove(&ino);
+        }
+    }
+
     /// A name means something else from here on.
     pub fn forget_name(&mut self, name: &Name) {
-        self.children.remove(name);
+        self.drop_child(name);
         if let Some(seen) = &mut self.seen {
             seen.entries.remove(name);
         }

@@ -149,6 +149,7 @@ mod tests {
         real_directories: false,
         rename_file: false,
         rename_directory: false,
+        create_sees_directories: false,
         list_after_write: true,
         put_max: 1000,
         part_min: 5,

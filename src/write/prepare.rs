@@ -182,5 +182,7 @@ pub(super) fn whole_crc(sums: &[Sum]) -> Option<u64> {
     let join = |whole, sum: &Sum| {
         Some(crc_fast::checksum_combine(CrcAlgorithm::Crc64Nvme, whole, sum.crc?, sum.len))
     };
-    sums.iter().try_fold(crc_fast::crc64_nvme(&[]), join)
+    // Joining takes 0.1 ms, and most files are one stretch.
+    let Some((first, rest)) = sums.split_first() else { return Some(crc_fast::crc64_nvme(&[])) };
+    rest.iter().try_fold(first.crc?, join)
 }

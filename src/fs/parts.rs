@@ -1,0 +1,242 @@
+//! A long directory, told page by page while the rest is asked for: `ls` of ten thousand names has
+//! the first thousand after one round trip.
+//!
+//! Owns what of a page may be told before the others have come. Does not own the listing
+//! (`directories`), nor the parts once told (`handles`).
+//!
+//! What must hold: no name is told twice, and none as a file that is a directory. Of `f` and `f/`
+//! the directory counts, which comes behind `f` and all that begins with `f` and a byte less than
+//! `/`: so a name waits while the last key begins with it. Where the directory has records nothing
+//! is told before they are read: the page that would show them must have come.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::Fs;
+use super::checkpoints::Unsealed;
+use super::error::Errno;
+use super::handles::{Listed, Snapshot, SnapshotEntry};
+use crate::bucket::Page;
+use crate::namespace::Asked;
+use crate::namespace::inode::SeenEntry;
+use crate::namespace::listing::Listing;
+use crate::types::{CONTROL_DIR, Ino, Name};
+
+/// A first page with fewer entries is most likely the only one, and told at the end.
+const PAGE_ENTRIES_MIN: usize = 500;
+
+/// Where the parts of a listing go.
+pub(super) type Parts = mpsc::UnboundedSender<Result<Snapshot, Errno>>;
+
+/// Tells the pages of one listing, beside it: the next page is asked for meanwhile.
+pub(super) struct Teller {
+    pages: mpsc::UnboundedSender<Page>,
+    telling: tokio::task::JoinHandle<Telling>,
+}
+
+#[derive(Debug, Default)]
+struct Telling {
+    told: HashSet<Name>,
+    /// How many of them have a place in the listing: not those that went meanwhile.
+    placed: usize,
+    /// What may turn out to be something else yet.
+    held: HashMap<Name, SeenEntry>,
+    /// The greatest key so far, without the prefix.
+    last: String,
+    /// There are records: all is told at the end.
+    waits: bool,
+}
+
+impl Telling {
+    /// Takes a page; what of it and of what was held may be told.
+    fn take(&mut self, prefix: &str, page: Page) -> Vec<(Name, SeenEntry)> {
+        let objects = page.objects.iter().map(|object| object.key.as_str());
+        let keys = objects.chain(page.prefixes.iter().map(String::as_str));
+        if let Some(last) = keys.filter_map(|key| key.strip_prefix(prefix)).max()
+            && *last > *self.last
+        {
+            self.last = last.to_owned();
+        }
+        let mut listing = Listing::default();
+        listing.add(prefix, page);
+        self.waits |= listing.control;
+        for (name, seen) in listing.entries {
+            let is_file = matches!(seen, SeenEntry::File(_));
+            if !(is_file && self.held.contains_key(&name)) {
+                self.held.insert(name, seen);
+            }
+        }
+        if self.waits || !passes_control(&self.last) {
+            return Vec::new();
+        }
+        let last = std::mem::take(&mut self.last);
+        let ready = self.held.extract_if(|name, seen| {
+            matches!(seen, SeenEntry::Directory) || !last.starts_with(name.as_str())
+        });
+        let ready: Vec<(Name, SeenEntry)> =
+            ready.filter(|(name, _)| self.told.insert(name.clone())).collect();
+        self.last = last;
+        ready
+    }
+}
+
+/// Whether a key stands behind where the records of its directory are listed.
+fn passes_control(key: &str) -> bool {
+    let control = key.strip_prefix(CONTROL_DIR).is_some_and(|rest| rest.starts_with('/'));
+    control || key.as_bytes() > format!("{CONTROL_DIR}/").as_bytes()
+}
+
+impl Teller {
+    /// `None`: the mount is going.
+    pub fn new(fs: &Fs, parts: &Parts, ino: Ino, asked: Asked, prefix: &str) -> Option<Self> {
+        let (pages, mut to_come) = mpsc::unbounded_channel::<Page>();
+        let (fs, parts, prefix) = (fs.me.upgrade()?, parts.clone(), prefix.to_owned());
+        let telling = tokio::spawn(async move {
+            let mut telling = Telling::default();
+            while let Some(page) = to_come.recv().await {
+                telling.waits |= telling.told.is_empty() && page.entries() < PAGE_ENTRIES_MIN;
+                let ready = telling.take(&prefix, page);
+                let entries = fs.shown_of_page(ino, asked, ready);
+                if !entries.is_empty() {
+                    let first = telling.placed;
+                    telling.placed += entries.len();
+                    // Nobody may want it any more.
+                    let _ = parts.send(Ok(Snapshot { asked, first, entries }));
+                }
+            }
+            telling
+        });
+        Some(Self { pages, telling })
+    }
+
+    /// Tells what is sure of a page.
+    pub fn page(&self, page: &Page) {
+        let _ = self.pages.send(page.clone());
+    }
+
+    /// What of a whole listing was not told yet.
+    pub async fn rest(self, mut all: Snapshot) -> Result<Snapshot, Errno> {
+        drop(self.pages);
+        let telling = self.telling.await.map_err(|_| Errno::EIO)?;
+        all.entries.retain(|(name, _)| !telling.told.contains(name));
+        Ok(Snapshot { first: telling.placed, ..all })
+    }
+}
+
+impl Fs {
+    /// What is shown of names that a page told, in their order.
+    fn shown_of_page(
+        &self,
+        directory: Ino,
+        asked: Asked,
+        ready: Vec<(Name, SeenEntry)>,
+    ) -> Vec<(Name, SnapshotEntry)> {
+        let namespace = self.namespace.lock();
+        let Some(inode) = namespace.get(directory) else { return Vec::new() };
+        let directory = &inode.directory;
+        let entry = |(name, seen): (Name, SeenEntry)| {
+            let child = directory.children.get(&name).copied();
+            let is_local = |ino: &Ino| namespace.get(*ino).is_some_and(|inode| inode.staged);
+            let removed = directory.removed.get(&name).is_some_and(|at| *at > asked.epoch);
+            match child.filter(is_local) {
+                Some(ino) => Some((name, SnapshotEntry::Local(ino))),
+                None if removed && child.is_none() => None,
+                None => Some((name, SnapshotEntry::Seen(seen))),
+            }
+        };
+        let mut entries: Vec<_> = ready.into_iter().filter_map(entry).collect();
+        entries.sort_by(|a, b| a.0.cmp(&b.0));
+        entries
+    }
+
+    /// Begins a listing; the parts of a long one come when they are told.
+    pub(super) async fn begin_listing(
+        &self,
+        ino: Ino,
+        unsealed: Unsealed,
+    ) -> Result<Listed, Errno> {
+        // A checkpoint directory is one commit, and what is being renamed comes from two places.
+        let told_in_one = self.place(ino).is_some() || !self.moves.is_idle();
+        let Some(me) = self.me.upgrade().filter(|_| !told_in_one) else {
+            return match self.list_if_any(ino, unsealed, None).await? {
+                Some(whole) => Ok(Listed::whole(whole)),
+                None if unsealed == Unsealed::Wait => Err(Errno::ETIMEDOUT),
+                None => Ok(Listed::default()),
+            };
+        };
+        let (parts, mut to_come) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            let rest = me.list_if_any(ino, unsealed, Some(&parts)).await.transpose();
+            let _ = rest.map(|rest| parts.send(rest)); // nobody may want it any more
+        });
+        match to_come.recv().await {
+            Some(first) => {
+                let to_come = Some(to_come);
+                Ok(Listed { told: vec![Arc::new(first?)], to_come, read: false })
+            }
+            None => Err(Errno::EIO),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::bucket::ListedObject;
+    use crate::types::{ETag, Key};
+
+    fn page(objects: &[&str], prefixes: &[&str]) -> Page {
+        let (etag, modified) = (ETag("e".to_owned()), SystemTime::UNIX_EPOCH);
+        let object = |key: &&str| ListedObject {
+            key: Key::new(format!("d/{key}")),
+            size: 1,
+            etag: etag.clone(),
+            modified,
+        };
+        Page {
+            objects: objects.iter().map(object).collect(),
+            prefixes: prefixes.iter().map(|prefix| format!("d/{prefix}")).collect(),
+            next: None,
+        }
+    }
+
+    fn told(telling: &mut Telling, objects: &[&str], prefixes: &[&str]) -> Vec<String> {
+        let ready = telling.take("d/", page(objects, prefixes));
+        let kind = |seen| if matches!(seen, SeenEntry::Directory) { "/" } else { "" };
+        let mut names: Vec<String> =
+            ready.into_iter().map(|(name, seen)| format!("{name}{}", kind(seen))).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_whose_directory_is_in_the_next_page_is_not_told_as_a_file() {
+        let mut telling = Telling::default();
+        assert_eq!(told(&mut telling, &["a", "f", "f-x", "f."], &[]), ["a", "f-x"]);
+        assert_eq!(told(&mut telling, &["g"], &["f/"]), ["f.", "f/"]);
+        assert_eq!(told(&mut telling, &["h"], &[]), ["g"]);
+    }
+
+    #[test]
+    fn no_name_is_told_twice_whatever_two_segments_tell() {
+        let mut telling = Telling::default();
+        assert_eq!(told(&mut telling, &["a", "b"], &["sub/"]), ["a", "b", "sub/"]);
+        assert_eq!(told(&mut telling, &["b", "t"], &["sub/"]), Vec::<String>::new());
+        assert_eq!(told(&mut telling, &["u"], &[]), ["t"]);
+    }
+
+    #[test]
+    fn nothing_is_told_before_the_records_would_have_come() {
+        let mut telling = Telling::default();
+        assert!(told(&mut telling, &["#1", "+2"], &[]).is_empty());
+        assert_eq!(told(&mut telling, &["a", "b"], &[]), ["#1", "+2", "a"]);
+        let mut telling = Telling::default();
+        assert!(told(&mut telling, &["#1"], &[]).is_empty());
+        assert!(told(&mut telling, &["a", "b"], &[".trialfs/"]).is_empty());
+        assert!(told(&mut telling, &["c"], &[]).is_empty());
+    }
+}
