@@ -81,7 +81,7 @@ use handles::Handles;
 pub use handles::{IoMode, Snapshot};
 use moves::Moves;
 pub use processes::{NOBODY_IS_WATCHED, can_be_watched, killed_by_signal};
-pub use purpose::{Purpose, purpose};
+pub use purpose::{Purpose, Sought, purpose};
 pub use recovery::Recovered;
 pub use rename::Replace;
 use waiting::Waiting;
@@ -366,7 +366,7 @@ impl Fs {
         let staged = self.handles.shared_if_any(ino).and_then(|f| f.state.lock().staged.clone());
         let namespace = self.namespace.lock();
         let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
-        let links = namespace.links(inode);
+        let links = inode.links();
         let mut stat = Stat {
             ino,
             kind: inode.kind,

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::fs::error::Errno;
-use crate::fs::{CopyRange, Fs, Replace, SetAttributes, SetMode, purpose};
+use crate::fs::{CopyRange, Fs, Replace, SetAttributes, SetMode, Sought, purpose};
 use crate::types::Ino;
 use fuser::{
     AccessFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, KernelConfig,
@@ -50,8 +50,10 @@ const TRANSFER_DEADLINE: Duration = Duration::from_secs(3600);
 const STATFS_BLOCKS: u64 = (1 << 50) / STATFS_BLOCK_BYTES as u64;
 const STATFS_BLOCK_BYTES: u32 = 4096;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
+    /// Where it is mounted, absolute, without symbolic links.
+    pub point: Arc<Path>,
     pub allow_other: bool,
     pub threads: usize,
     /// The bound on one operation that moves no file's bytes.
@@ -78,7 +80,8 @@ pub fn serve(
     options: Options,
     requests: Arc<Requests>,
 ) -> io::Result<Serving> {
-    let shim = Shim { fs: fs.clone(), requests, backings: Default::default(), options };
+    let shim =
+        Shim { fs: fs.clone(), requests, backings: Default::default(), options: options.clone() };
     let mut config = fuser::Config::default();
     config.n_threads = Some(options.threads);
     let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
@@ -115,14 +118,15 @@ impl Filesystem for Shim {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (fs, name, deadline) = (self.fs.clone(), name.to_owned(), self.deadline());
-        let thread = request.pid();
+        let (thread, point) = (request.pid(), self.options.point.clone());
         let turn = self.requests.turn();
         self.run(async move {
             if let Err(error) = fs.room_to_look_up(Ino(parent.0), &name).await {
                 return reply.error(errno(error));
             }
             let _turn = turn.await;
-            let purpose = || purpose(thread, name.as_encoded_bytes());
+            let point = point.as_os_str().as_encoded_bytes();
+            let purpose = |path: &str| purpose(thread, Sought { point, path: path.as_bytes() });
             let found = fs.lookup(Ino(parent.0), &name, purpose);
             reply_entry(reply, bounded(deadline, found).await);
         });

@@ -120,16 +120,6 @@ impl Namespace {
         self.inodes.get(&ino)
     }
 
-    /// What stat tells as the number of links: of a directory its name, its `.`, and the `..` of
-    /// each directory in it that is known here.
-    pub fn links(&self, inode: &Inode) -> u32 {
-        match inode.kind {
-            _ if !inode.linked => 0,
-            Kind::Directory => 2 + inode.directory.subdirectories.len() as u32,
-            _ => 1,
-        }
-    }
-
     /// The stamp for a question asked now.
     pub fn asked(&self, at: Instant) -> Asked {
         Asked { epoch: self.epoch, at }

@@ -35,7 +35,7 @@ impl Mount {
     }
 
     async fn find(&self) -> Ino {
-        self.fs.lookup(Ino::ROOT, OsStr::new(NAME), || Purpose::Unknown).await.unwrap().stat.ino
+        self.fs.lookup(Ino::ROOT, OsStr::new(NAME), |_| Purpose::Unknown).await.unwrap().stat.ino
     }
 
     /// Closed, but not released.

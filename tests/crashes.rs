@@ -81,7 +81,7 @@ impl Program<'_> {
     async fn write(&self, name: &str, body: &[u8]) -> Result<(), Errno> {
         self.asks(&[(name, Some(body))]);
         let flags = libc::O_WRONLY | libc::O_TRUNC;
-        let handle = match self.fs.lookup(Ino::ROOT, OsStr::new(name), || Purpose::Unknown).await {
+        let handle = match self.fs.lookup(Ino::ROOT, OsStr::new(name), |_| Purpose::Unknown).await {
             Ok(entry) => self.fs.open(entry.stat.ino, flags, 0).await?.handle,
             Err(Errno::ENOENT) => {
                 let name = OsStr::new(name);
@@ -100,7 +100,7 @@ impl Program<'_> {
     async fn append(&self, name: &str, before: &[u8], more: &[u8]) -> Result<(), Errno> {
         let whole = [before, more].concat();
         self.asks(&[(name, Some(&whole))]);
-        let ino = self.fs.lookup(Ino::ROOT, OsStr::new(name), || Purpose::Unknown).await?.stat.ino;
+        let ino = self.fs.lookup(Ino::ROOT, OsStr::new(name), |_| Purpose::Unknown).await?.stat.ino;
         let handle = self.fs.open(ino, libc::O_WRONLY, 0).await?.handle;
         self.fs.write(handle, before.len() as u64, more).await?;
         self.fs.flush(handle, Closer::Living(0)).await?;

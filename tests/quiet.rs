@@ -61,7 +61,7 @@ impl Program {
     async fn write(&self, parent: Ino, name: &str) -> Result<Ino, Errno> {
         let name = OsStr::new(name);
         let flags = libc::O_WRONLY | libc::O_TRUNC;
-        let (ino, handle) = match self.0.lookup(parent, name, || Purpose::Unknown).await {
+        let (ino, handle) = match self.0.lookup(parent, name, |_| Purpose::Unknown).await {
             Ok(entry) => (entry.stat.ino, self.0.open(entry.stat.ino, flags, 0).await?.handle),
             Err(Errno::ENOENT) => {
                 let (entry, opened) = self.0.create(parent, name, 0o644, flags, CALLER).await?;
@@ -77,7 +77,7 @@ impl Program {
 
     async fn mkdir(&self, parent: Ino, name: &str) -> Result<Ino, Errno> {
         let name = OsStr::new(name);
-        match self.0.lookup(parent, name, || Purpose::Unknown).await {
+        match self.0.lookup(parent, name, |_| Purpose::Unknown).await {
             Err(Errno::ENOENT) => {}
             other => return other.map(|entry| entry.stat.ino),
         }
@@ -103,7 +103,7 @@ impl Program {
         let state = self.write(top, "state.tmp").await?;
         let (from, to) = (OsStr::new("state.tmp"), OsStr::new("state"));
         self.0
-            .lookup(top, to, || Purpose::Unknown)
+            .lookup(top, to, |_| Purpose::Unknown)
             .await
             .err()
             .filter(|e| *e == Errno::ENOENT)

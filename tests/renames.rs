@@ -58,7 +58,7 @@ impl Mount {
     }
 
     async fn find(&self, parent: Ino, name: &str) -> Option<Ino> {
-        match self.fs.lookup(parent, OsStr::new(name), || Purpose::Unknown).await {
+        match self.fs.lookup(parent, OsStr::new(name), |_| Purpose::Unknown).await {
             Ok(entry) => Some(entry.stat.ino),
             Err(Errno::ENOENT) => None,
             Err(errno) => panic!("lookup of {name}: {errno}"),

@@ -45,7 +45,7 @@ impl Shared {
 
 struct Mount {
     fs: Arc<Fs>,
-    _disk: TempDir,
+    disk: TempDir,
 }
 
 impl Mount {
@@ -59,7 +59,7 @@ impl Mount {
         let id = ulid(&*clock);
         let mut setup = Setup::new(store.objects.clone(), clock, disk.path(), id, wait);
         change(&mut setup);
-        Self { fs: setup.mount().unwrap().0, _disk: disk }
+        Self { fs: setup.mount().unwrap().0, disk }
     }
 
     async fn mkdir(&self, parent: Ino, name: &str) -> Result<Ino, Errno> {
@@ -67,7 +67,7 @@ impl Mount {
     }
 
     async fn find(&self, parent: Ino, name: &str, purpose: Purpose) -> Result<Ino, Errno> {
-        Ok(self.fs.lookup(parent, OsStr::new(name), || purpose).await?.stat.ino)
+        Ok(self.fs.lookup(parent, OsStr::new(name), |_| purpose).await?.stat.ino)
     }
 
     /// open(2) of a name that is to be made or emptied, as the kernel does it.
@@ -103,6 +103,22 @@ impl Mount {
 
     async fn mode(&self, ino: Ino) -> u32 {
         self.fs.getattr(ino).await.unwrap().stat.attributes.mode
+    }
+
+    /// Whether some file of the cache directory holds these bytes alone.
+    fn keeps(&self, bytes: &[u8]) -> bool {
+        let mut directories = vec![self.disk.path().to_owned()];
+        while let Some(directory) = directories.pop() {
+            for entry in std::fs::read_dir(directory).unwrap() {
+                let entry = entry.unwrap();
+                match entry.file_type().unwrap().is_dir() {
+                    true => directories.push(entry.path()),
+                    false if std::fs::read(entry.path()).unwrap() == bytes => return true,
+                    false => {}
+                }
+            }
+        }
+        false
     }
 
     fn requests(&self) -> u64 {
@@ -202,6 +218,7 @@ async fn an_acknowledged_file_that_met_a_directory_is_kept_and_told_of() {
     a.fs.release(handle).await;
     assert!(!store.has("d/x"));
     assert!(store.has("d/x/"));
+    assert!(a.keeps(b"acknowledged"), "it is in no quarantine");
 }
 
 #[tokio::test(start_paused = true)]

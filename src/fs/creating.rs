@@ -20,13 +20,13 @@ use parking_lot::Mutex;
 
 use super::Fs;
 use super::error::Errno;
-use super::handles::OpenFile;
+use super::handles::{Access, OpenFile};
 use super::learning::{Found, recorded};
 use crate::bucket::{BucketError, Condition};
 use crate::namespace::Remote;
 use crate::namespace::inode::{Attributes, Presence};
 use crate::types::{Ino, Key, Kind, Name};
-use crate::write::{Staged, Uploaded, WriteError};
+use crate::write::{Staged, Uploaded, Why, WriteError};
 
 /// Files made for each page of a listing before it is made: with fewer it costs more than it
 /// spares.
@@ -158,8 +158,8 @@ impl Fs {
     }
 
     /// Uploads a file. The first time of one at whose name nobody asked what is there, that is
-    /// asked beside it: what is no file stays, and the bytes go to the quarantine or, if this came
-    /// before the close was answered, to nobody.
+    /// asked beside it, or before it where nobody waits: what is no file stays, and bytes that were
+    /// acknowledged go to the quarantine.
     pub(super) async fn upload_at(
         &self,
         ino: Ino,
@@ -167,9 +167,11 @@ impl Fs {
         staged: &Staged,
         condition: &Condition,
     ) -> Result<Uploaded, Errno> {
-        let unasked = file.state.lock().unasked && *condition == Condition::Always;
-        let key = self.namespace.lock().key(ino).filter(|_| unasked);
-        let Some(key) = key else { return staged.upload(condition).await.map_err(Errno::from) };
+        let unasked = file.state.lock().unasked;
+        let key = self.namespace.lock().key(ino);
+        let Some((made, key)) = unasked.zip(key) else {
+            return staged.upload(condition).await.map_err(Errno::from);
+        };
         let small = staged.size().is_ok_and(|size| size <= PUT_BYTES_MAX);
         let told = small && self.bucket.capabilities().create_sees_directories;
         let beside = async {
@@ -178,40 +180,65 @@ impl Fs {
                 false => self.find_directory(&key).await,
             }
         };
-        let (uploaded, beside) = tokio::join!(staged.upload(&Condition::IfAbsent), beside);
-        let beside = match beside? {
-            Found::Directory(..) => Err(Errno::EISDIR),
-            _ => Ok(()),
-        };
-        let uploaded = match (uploaded, beside) {
-            (Ok(uploaded), Ok(())) => uploaded,
-            (Ok(uploaded), Err(errno)) => {
-                self.bucket.delete(&key, Some(&uploaded.etag)).await?;
-                return Err(self.refuse_made(ino, file, errno));
+        let (uploaded, beside) = match self.acknowledges_locally() {
+            true => {
+                if let Found::Directory(..) = beside.await? {
+                    return Err(self.refuse_made(ino, file, Errno::EISDIR));
+                }
+                (staged.upload(&Condition::IfAbsent).await, Ok(Found::Nothing))
             }
-            (Err(_), Err(errno)) => return Err(self.refuse_made(ino, file, errno)),
-            (Err(WriteError::Bucket(BucketError::Precondition)), Ok(())) => {
+            false => tokio::join!(staged.upload(&Condition::IfAbsent), beside),
+        };
+        let hidden = match &beside {
+            Ok(Found::Directory(..)) => true,
+            Ok(_) => false,
+            Err(error) => {
+                if let Ok(uploaded) = uploaded {
+                    self.uploaded(ino, staged, uploaded); // it is there, whatever hides it
+                }
+                return Err(error.clone().into());
+            }
+        };
+        let uploaded = match uploaded {
+            Ok(uploaded) if hidden => {
+                let can = self.bucket.capabilities().delete_if_match;
+                let deleted = self.bucket.delete(&key, can.then_some(&uploaded.etag)).await;
+                if let Err(error) = deleted {
+                    tracing::error!(%key, %error, "a file stays under another node's directory");
+                }
+                return Err(self.refuse_made(ino, file, Errno::EISDIR));
+            }
+            Err(_) if hidden => return Err(self.refuse_made(ino, file, Errno::EISDIR)),
+            Ok(uploaded) => uploaded,
+            Err(WriteError::Bucket(BucketError::Precondition)) => {
                 match self.find(&key, None, None).await? {
-                    Found::File(there) if is_file(&there) => self.take_mode(ino, &there).await?,
+                    // After a failure nobody knows who came first.
+                    Found::File(there) if is_file(&there) && *condition == Condition::Always => {
+                        self.take_access(ino, &there, made).await?;
+                        staged.upload(&Condition::Always).await?
+                    }
+                    Found::File(there) if is_file(&there) => staged.upload(condition).await?,
                     Found::File(_) => return Err(self.refuse_made(ino, file, Errno::ESTALE)),
                     Found::Directory(..) => {
                         return Err(self.refuse_made(ino, file, Errno::EISDIR));
                     }
-                    Found::Records | Found::Nothing => {}
+                    Found::Records | Found::Nothing => staged.upload(condition).await?,
                 }
-                staged.upload(&Condition::Always).await?
             }
-            (Err(error), Ok(())) => return Err(error.into()),
+            Err(error) => return Err(error.into()),
         };
-        file.state.lock().unasked = false;
+        file.state.lock().unasked = None;
         Ok(uploaded)
     }
 
-    /// What an open of the file that was there would have kept of it.
-    async fn take_mode(&self, ino: Ino, there: &Remote) -> Result<(), Errno> {
+    /// What an open of the file that was there would have kept of it, but for what was set since.
+    async fn take_access(&self, ino: Ino, there: &Remote, made: Access) -> Result<(), Errno> {
         let (parent, name) = {
             let namespace = self.namespace.lock();
             let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
+            if inode.object.as_ref() == Some(&there.etag) {
+                return Ok(()); // our own
+            }
             (inode.parent, inode.name.clone().ok_or(Errno::ESTALE)?)
         };
         self.load_records(parent).await?;
@@ -223,18 +250,22 @@ impl Fs {
         };
         let Some(inode) = namespace.get_mut(ino) else { return Ok(()) };
         let now = &mut inode.attributes;
-        (now.mode, now.uid, now.gid) = (kept.mode, kept.uid, kept.gid);
+        if (now.mode, now.uid, now.gid) == made {
+            (now.mode, now.uid, now.gid) = (kept.mode, kept.uid, kept.gid);
+        }
         Ok(())
     }
 
     /// The name is another thing's: the file has none any more, and its users hear of it.
     fn refuse_made(&self, ino: Ino, file: &OpenFile, errno: Errno) -> Errno {
-        let mut namespace = self.namespace.lock();
+        let namespace = self.namespace.lock();
         let key = namespace.key(ino);
         let key = key.as_ref().map(Key::as_str).unwrap_or_default();
         tracing::error!(key, %errno, "another node made something else at a new file's name");
+        drop(namespace);
+        self.give_up_closed(file, Why::ChangedElsewhere);
         file.state.lock().lost = true;
-        namespace.detach(ino);
+        self.namespace.lock().detach(ino);
         errno
     }
 }

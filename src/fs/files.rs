@@ -267,7 +267,7 @@ impl Fs {
     ) -> Result<(Entry, Opened), Errno> {
         let _waiting = self.wait_at(parent);
         let (name, key) = self.new_name(parent, name)?;
-        let unasked = self.unasked.take(parent, &name);
+        let unasked = self.unasked.take(parent, &name) && flags & libc::O_EXCL == 0;
         self.free_name(&key).await?;
         self.room_for_a_name().await?;
         let _room = self.place_to_write().await?; // before anything that a close may want
@@ -287,6 +287,7 @@ impl Fs {
         let object = base.as_ref().map(|base| base.etag.clone());
         let staged = self.writer.stage(key, base)?;
         let attributes = self.new_attributes(parent, Kind::File, mode, caller);
+        let made = (attributes.mode, attributes.uid, attributes.gid);
         let ino = {
             let mut namespace = self.namespace.lock();
             if let Some(old) = namespace.child(parent, &name).map(|child| child.ino) {
@@ -307,7 +308,7 @@ impl Fs {
             state.staged = Some(staged);
             state.opened = self.waiting.now();
             state.written_in = within;
-            state.unasked = unasked;
+            state.unasked = unasked.then_some(made);
         }
         self.record_attributes(ino);
         let access = Access { truncate: false, ..Access::of(flags, caller.pid) };

@@ -111,8 +111,9 @@ pub struct OpenState {
     /// The staging disk was full when the file was closed after writes that only the kernel saw:
     /// some of them may have failed. Nothing of it is published until it is emptied or removed.
     pub short: bool,
-    /// It was made without asking what stands at its name: its first upload does.
-    pub unasked: bool,
+    /// It was made without asking what stands at its name: its first upload does. Mode, owner and
+    /// group that it was made with.
+    pub unasked: Option<Access>,
     /// The transaction that it was opened in to be written.
     pub written_in: Option<TxnId>,
     /// It was part of a transaction that is lost: its bytes go to the quarantine.
@@ -128,6 +129,9 @@ pub struct OpenState {
     /// A failed upload: sticks until the file is written again, and that is uploaded.
     pub failed: Option<Failure>,
 }
+
+/// Mode, owner and group of a file.
+pub type Access = (u32, u32, u32);
 
 /// The version of an open file that waits for the bucket.
 #[derive(Debug, Clone, Copy)]
@@ -223,6 +227,8 @@ pub struct Listed {
     pub told: Vec<Arc<Snapshot>>,
     /// The rest of a long one.
     pub to_come: Option<mpsc::UnboundedReceiver<Result<Snapshot, Errno>>>,
+    /// It broke off here: so does every read that goes on.
+    pub failed: Option<Errno>,
     /// Whether a read from the start has used it.
     pub read: bool,
 }
@@ -240,16 +246,21 @@ impl Listed {
     /// The part with an entry, once it is told; past the end one without it.
     pub async fn part_with(&mut self, index: usize) -> Result<Arc<Snapshot>, Errno> {
         loop {
-            let last = self.told.last().filter(|_| self.to_come.is_none());
             let with = self.told.iter().find(|part| index < part.first + part.entries.len());
-            if let Some(part) = with.or(last) {
+            let last = self.told.last().filter(|_| self.to_come.is_none());
+            match (with, self.failed) {
+                (Some(part), _) => return Ok(part.clone()),
+                (None, Some(errno)) => return Err(errno),
+                (None, None) => {}
+            }
+            if let Some(part) = last {
                 return Ok(part.clone());
             }
             let Some(to_come) = &mut self.to_come else { return Err(Errno::EIO) };
             match to_come.recv().await {
                 Some(Ok(part)) => self.told.push(Arc::new(part)),
                 Some(Err(errno)) => {
-                    *self = Self::default(); // asked for anew by the next read from the start
+                    (self.failed, self.to_come) = (Some(errno), None);
                     return Err(errno);
                 }
                 None => self.to_come = None,

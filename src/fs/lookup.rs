@@ -37,12 +37,12 @@ impl Fs {
     }
 
     /// The inode a name leads to; the kernel gets a reference. `purpose` is asked for where memory
-    /// can't answer.
+    /// can't answer, with the name's path from the mount's root.
     pub async fn lookup(
         &self,
         parent: Ino,
         name: &OsStr,
-        purpose: impl FnOnce() -> Purpose + Send,
+        purpose: impl FnOnce(&str) -> Purpose + Send,
     ) -> Result<Entry, Errno> {
         let name = match name_of(name) {
             Err(Errno::EINVAL) => return Err(Errno::ENOENT), // ours, and hidden
@@ -54,9 +54,19 @@ impl Fs {
         }
         let ino = match self.known(parent, &name) {
             Some(ino) => Some(ino),
-            None => self.ask_for(parent, &name, purpose()).await?,
+            None => {
+                let purpose = purpose(&self.path_below(parent, &name));
+                self.ask_for(parent, &name, purpose).await?
+            }
         };
         self.entry(ino.ok_or(Errno::ENOENT)?)
+    }
+
+    /// From the mount's root, with a `/` before each name.
+    fn path_below(&self, parent: Ino, name: &Name) -> String {
+        let above = self.namespace.lock().path(parent).unwrap_or_default();
+        let above = above.into_iter().map(|(_, above)| format!("/{above}"));
+        above.chain([format!("/{name}")]).collect()
     }
 
     /// Asks the store what is at a name, as far as that matters.
@@ -90,28 +100,44 @@ impl Fs {
         let wanted = self.is_content_wanted(parent, name).then_some(&content);
         let ino = self.ask_with(parent, name, wanted).await?;
         let Some(ino) = ino else { return Ok(None) };
-        let checked = self.namespace.lock().get(ino).and_then(|inode| inode.checked);
-        if checked.is_some_and(|checked| checked >= begun) {
-            self.arrivals.put(thread, ino, self.clock.now(), content.into_inner());
+        let (checked, size) = {
+            let namespace = self.namespace.lock();
+            let Some(inode) = namespace.get(ino) else { return Ok(Some(ino)) };
+            (inode.checked, inode.size)
+        };
+        let content = content.into_inner();
+        // An open of a large one asks by the GET that its reads want.
+        let spares = content.is_some() || size <= SMALL_BYTES_MAX;
+        if spares && checked.is_some_and(|checked| checked >= begun) {
+            self.arrivals.put(thread, ino, self.clock.now(), content);
         }
         Ok(Some(ino))
     }
 
     /// Whether a file's content is to come with the answer about its name: not where it is known to
-    /// be cached, or to be more than comes at once.
+    /// be cached, or may be more than comes at once. What a listing had not is new, and small for
+    /// all that is known.
     fn is_content_wanted(&self, parent: Ino, name: &Name) -> bool {
-        let child = {
+        let (ino, kind, size) = {
             let namespace = self.namespace.lock();
-            namespace.child(parent, name).map(|child| (child.ino, child.kind, child.size))
-        };
-        match child {
-            None => true,
-            Some((ino, Kind::File, 1..=SMALL_BYTES_MAX)) => {
-                let version = self.version(ino).ok().flatten();
-                version.is_none_or(|version| self.reader.whole_file(&version).is_none())
+            let Some(directory) = namespace.get(parent) else { return false };
+            match (namespace.child(parent, name), &directory.directory.seen) {
+                (Some(child), _) => (child.ino, child.kind, child.size),
+                (None, None) => return false,
+                (None, Some(seen)) => match seen.entries.get(name) {
+                    Some(SeenEntry::File(there)) => {
+                        return (1..=SMALL_BYTES_MAX).contains(&there.size);
+                    }
+                    Some(SeenEntry::Directory) => return false,
+                    None => return seen.whole,
+                },
             }
-            Some(_) => false,
+        };
+        if kind != Kind::File || !(1..=SMALL_BYTES_MAX).contains(&size) {
+            return false;
         }
+        let version = self.version(ino).ok().flatten();
+        version.is_none_or(|version| self.reader.whole_file(&version).is_none())
     }
 
     /// A directory at a name, however long ago it was asked for.

@@ -53,7 +53,10 @@ impl Fs {
         let place = self.place(ino);
         self.preserve(ino, file).await?;
         self.complete_copies(|source| *source == key).await;
-        let staged = file.state.lock().staged.clone();
+        let (staged, unasked) = {
+            let state = file.state.lock();
+            (state.staged.clone(), state.unasked.is_some())
+        };
         if let Some(staged) = staged {
             staged.discard();
             staged.settled().await; // what was on its way arrives before the DELETE, or never
@@ -61,6 +64,8 @@ impl Fs {
         let removed = match (place, in_bucket) {
             (Some(place), version) => self.unlink_in(parent, &key, &place, version).await,
             (None, Some(_)) => self.remove_object(parent, &key).await,
+            // Another node may have made one that nobody asked for.
+            (None, None) if unasked => self.remove_object(parent, &key).await,
             (None, None) => Ok(()),
         };
         self.forget_content(ino, file, &key);

@@ -45,7 +45,10 @@ struct Telling {
     held: HashMap<Name, SeenEntry>,
     /// The greatest key so far, without the prefix.
     last: String,
-    /// There are records: all is told at the end.
+    /// The last file's key so far, as the store lists them.
+    last_file: String,
+    /// There are records, or the store does not list in the order of bytes (S3 directory buckets):
+    /// the rest is told at the end.
     waits: bool,
 }
 
@@ -59,9 +62,17 @@ impl Telling {
         {
             self.last = last.to_owned();
         }
+        let files = page.objects.iter().filter(|object| !object.key.is_marker());
+        let mut files = files.map(|object| object.key.as_str()).peekable();
+        let ordered = files.peek().is_none_or(|first| *first >= self.last_file.as_str()) && {
+            let mut files: Vec<&str> = files.collect();
+            let sorted = files.is_sorted();
+            self.last_file = files.pop().unwrap_or(&self.last_file).to_owned();
+            sorted
+        };
         let mut listing = Listing::default();
         listing.add(prefix, page);
-        self.waits |= listing.control;
+        self.waits |= listing.control || !ordered;
         for (name, seen) in listing.entries {
             let is_file = matches!(seen, SeenEntry::File(_));
             if !(is_file && self.held.contains_key(&name)) {
@@ -168,13 +179,17 @@ impl Fs {
         };
         let (parts, mut to_come) = mpsc::unbounded_channel();
         tokio::spawn(async move {
-            let rest = me.list_if_any(ino, unsealed, Some(&parts)).await.transpose();
-            let _ = rest.map(|rest| parts.send(rest)); // nobody may want it any more
+            tokio::select! {
+                () = parts.closed() => {} // nobody wants it any more
+                rest = me.list_if_any(ino, unsealed, Some(&parts)) => {
+                    let _ = rest.transpose().map(|rest| parts.send(rest));
+                }
+            }
         });
         match to_come.recv().await {
             Some(first) => {
                 let to_come = Some(to_come);
-                Ok(Listed { told: vec![Arc::new(first?)], to_come, read: false })
+                Ok(Listed { told: vec![Arc::new(first?)], to_come, ..Listed::default() })
             }
             None => Err(Errno::EIO),
         }

@@ -63,13 +63,22 @@ pub enum Purpose {
     RenameTo,
 }
 
+/// A name that is looked up, and where.
+#[derive(Clone, Copy, Debug)]
+pub struct Sought<'a> {
+    /// Where the mount is, absolute.
+    pub point: &'a [u8],
+    /// From its root, with a `/` before each name.
+    pub path: &'a [u8],
+}
+
 /// What the thread does that looks a name up.
-pub fn purpose(thread: u32, name: &[u8]) -> Purpose {
+pub fn purpose(thread: u32, sought: Sought<'_>) -> Purpose {
     if thread == 0 || REFUSALS.load(Ordering::Relaxed) >= REFUSALS_MAX || !*TELLS {
         return Purpose::Unknown;
     }
     let Some(_turn) = LOOKING.try_lock_for(TURN_MAX) else { return Purpose::Unknown };
-    match look(thread, name) {
+    match look(thread, sought) {
         Ok(purpose) => {
             REFUSALS.store(0, Ordering::Relaxed);
             purpose
@@ -83,12 +92,12 @@ pub fn purpose(thread: u32, name: &[u8]) -> Purpose {
     }
 }
 
-fn look(thread: u32, name: &[u8]) -> io::Result<Purpose> {
+fn look(thread: u32, sought: Sought<'_>) -> io::Result<Purpose> {
     for _ in 0..LOOKS_MAX {
         let text = std::fs::read_to_string(format!("/proc/{thread}/syscall"))?;
         if text != "running\n" {
             let call = Call::parse(&text);
-            let of = |call: Call| call.purpose(thread, name, |at| path_of(thread, at));
+            let of = |call: Call| call.purpose(thread, sought, |at| path_of(thread, at));
             return call.map_or(Ok(Purpose::Unknown), of);
         }
         std::thread::yield_now();
@@ -117,19 +126,19 @@ impl Call {
     fn purpose(
         &self,
         thread: u32,
-        name: &[u8],
+        sought: Sought<'_>,
         path: impl Fn(u64) -> io::Result<Vec<u8>>,
     ) -> io::Result<Purpose> {
         let args = &self.args;
         match self.number {
-            libc::SYS_openat => opening(thread, name, args[2], || path(args[1])),
+            libc::SYS_openat => opening(thread, sought, args[2], || path(args[1])),
             #[cfg(target_arch = "x86_64")]
-            libc::SYS_open => opening(thread, name, args[1], || path(args[0])),
+            libc::SYS_open => opening(thread, sought, args[1], || path(args[0])),
             libc::SYS_renameat | libc::SYS_renameat2 => {
-                Ok(renaming(name, &path(args[1])?, &path(args[3])?))
+                Ok(renaming(sought, &path(args[1])?, &path(args[3])?))
             }
             #[cfg(target_arch = "x86_64")]
-            libc::SYS_rename => Ok(renaming(name, &path(args[0])?, &path(args[1])?)),
+            libc::SYS_rename => Ok(renaming(sought, &path(args[0])?, &path(args[1])?)),
             _ => Ok(Purpose::Unknown),
         }
     }
@@ -137,7 +146,7 @@ impl Call {
 
 fn opening(
     thread: u32,
-    name: &[u8],
+    sought: Sought<'_>,
     flags: u64,
     path: impl Fn() -> io::Result<Vec<u8>>,
 ) -> io::Result<Purpose> {
@@ -152,33 +161,37 @@ fn opening(
     match has(libc::O_CREAT) {
         false if reads => Ok(Purpose::Read(thread)),
         true if replaces => {
-            let path = path()?;
             // A directory on the way there is no file to be replaced.
-            let very = leads_to(&path, name) && !passes(&path, name);
+            let very = sought.is_end_of(&path()?);
             Ok(if very { Purpose::Replace } else { Purpose::Unknown })
         }
         _ => Ok(Purpose::Unknown),
     }
 }
 
-fn renaming(name: &[u8], from: &[u8], to: &[u8]) -> Purpose {
-    let ends = (leads_to(from, name), leads_to(to, name));
-    match ends {
-        _ if passes(from, name) || passes(to, name) => Purpose::Unknown,
+fn renaming(sought: Sought<'_>, from: &[u8], to: &[u8]) -> Purpose {
+    match (sought.is_end_of(from), sought.is_end_of(to)) {
         (true, false) => Purpose::RenameFrom,
         (false, true) => Purpose::RenameTo,
         _ => Purpose::Unknown,
     }
 }
 
-/// Whether a name is a path's last one.
-fn leads_to(path: &[u8], name: &[u8]) -> bool {
-    path.rsplit(|byte| *byte == b'/').next() == Some(name)
+impl Sought<'_> {
+    /// Whether a program's path ends here, and does not come by on the way: a symbolic link may
+    /// lead a path anywhere, so only one counts that can have gone through none.
+    fn is_end_of(&self, path: &[u8]) -> bool {
+        match path.strip_prefix(self.point) {
+            Some(below) if path.starts_with(b"/") => below == self.path,
+            // From the directory that the program is in.
+            _ if path.is_empty() => false,
+            _ => !path.contains(&b'/') && self.path.strip_suffix(path).is_some_and(ends_a_name),
+        }
+    }
 }
 
-/// Whether a path has a name before its last one.
-fn passes(path: &[u8], name: &[u8]) -> bool {
-    path.rsplit(|byte| *byte == b'/').skip(1).any(|passed| passed == name)
+fn ends_a_name(above: &[u8]) -> bool {
+    above.ends_with(b"/")
 }
 
 /// A path in a thread's memory, without its NUL.
@@ -201,31 +214,46 @@ mod tests {
     const THREAD: u32 = 7;
     const AT: u64 = 0x1000;
 
+    fn sought(path: &str) -> Sought<'_> {
+        Sought { point: b"/m", path: path.as_bytes() }
+    }
+
     fn openat(path: &str, name: &str, flags: i32) -> Purpose {
         let text = format!(
             "{} 0xffffffffffffff9c {AT:#x} {flags:#x} 0x1b6 0x0 0x0 0x7ffd1 0x7f0a\n",
             libc::SYS_openat
         );
         let path = |at| if at == AT { Ok(path.into()) } else { Err(ErrorKind::Other.into()) };
-        Call::parse(&text).unwrap().purpose(THREAD, name.as_bytes(), path).unwrap()
+        Call::parse(&text).unwrap().purpose(THREAD, sought(name), path).unwrap()
     }
 
     fn rename(from: &str, to: &str, name: &str) -> Purpose {
         let text = format!("{} 0x3 {AT:#x} 0x4 0x2000 0x0 0x0 0x7ffd1 0x7f0a", libc::SYS_renameat2);
         let path = |at| Ok(if at == AT { from } else { to }.into());
-        Call::parse(&text).unwrap().purpose(THREAD, name.as_bytes(), path).unwrap()
+        Call::parse(&text).unwrap().purpose(THREAD, sought(name), path).unwrap()
     }
 
     const REPLACE: i32 = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
 
     #[test]
     fn only_the_very_name_of_a_path_is_replaced_never_a_directory_on_the_way() {
-        assert_eq!(openat("/m/d/f", "f", REPLACE), Purpose::Replace);
-        assert_eq!(openat("f", "f", REPLACE | libc::O_CLOEXEC), Purpose::Replace);
-        assert_eq!(openat("/m/d/f", "d", REPLACE), Purpose::Unknown);
-        assert_eq!(openat("/m/f/f", "f", REPLACE), Purpose::Unknown);
-        assert_eq!(openat("/m/link", "f", REPLACE), Purpose::Unknown);
-        assert_eq!(openat("/m/f/", "f", REPLACE), Purpose::Unknown);
+        assert_eq!(openat("/m/d/f", "/d/f", REPLACE), Purpose::Replace);
+        assert_eq!(openat("/m/f/f", "/f/f", REPLACE), Purpose::Replace);
+        assert_eq!(openat("f", "/d/f", REPLACE | libc::O_CLOEXEC), Purpose::Replace);
+        for (path, name) in [
+            ("/m/d/f", "/d"),
+            ("/m/f/f", "/f"),
+            ("/m/link/f", "/d/f"),
+            ("/m/link", "/f"),
+            ("/m/f/", "/f"),
+            ("/elsewhere/m/f", "/f"),
+            ("d/f", "/d/f"),
+            ("../f", "/f"),
+            ("f", "/ff"),
+            ("", "/"),
+        ] {
+            assert_eq!(openat(path, name, REPLACE), Purpose::Unknown, "{path} {name}");
+        }
     }
 
     #[test]
@@ -241,21 +269,24 @@ mod tests {
             libc::O_DIRECTORY,
         ];
         for flags in kept {
-            assert_eq!(openat("/m/f", "f", flags), Purpose::Unknown, "{flags:#o}");
+            assert_eq!(openat("/m/f", "/f", flags), Purpose::Unknown, "{flags:#o}");
         }
-        assert_eq!(openat("/m/f", "f", libc::O_RDONLY | libc::O_CLOEXEC), Purpose::Read(THREAD));
+        assert_eq!(openat("/m/f", "/f", libc::O_RDONLY | libc::O_CLOEXEC), Purpose::Read(THREAD));
     }
 
     #[test]
-    fn a_rename_goes_to_the_last_name_of_its_second_path() {
-        assert_eq!(rename("/m/a", "/m/b", "b"), Purpose::RenameTo);
-        assert_eq!(rename("/m/a", "/m/b", "a"), Purpose::RenameFrom);
+    fn a_rename_goes_to_the_end_of_its_second_path_whatever_links_lead_through() {
+        assert_eq!(rename("/m/a", "/m/b", "/b"), Purpose::RenameTo);
+        assert_eq!(rename("/m/a", "/m/b", "/a"), Purpose::RenameFrom);
+        assert_eq!(rename("/m/x/b", "/m/y/b", "/y/b"), Purpose::RenameTo);
+        assert_eq!(rename("a", "b", "/d/b"), Purpose::RenameTo);
         for (from, to, name) in [
-            ("/m/x/b", "/m/y/b", "b"),
-            ("/m/a", "/m/b/b", "b"),
-            ("/m/a/a", "/m/b", "a"),
-            ("/m/a", "/m/b", "m"),
-            ("/m/a/", "/m/b/", "b"),
+            // `latest` is a link to `model`, a directory that the second path goes through.
+            ("/m/t.bin", "/m/latest/model", "/model"),
+            ("/m/latest/x", "/m/out/model", "/model"),
+            ("b", "b", "/d/b"),
+            ("/m/a", "/m/b/b", "/b"),
+            ("/m/a", "/m/b/", "/b"),
         ] {
             assert_eq!(rename(from, to, name), Purpose::Unknown, "{from} {to} {name}");
         }
@@ -268,8 +299,8 @@ mod tests {
         }
         assert!(is_recent("6.18.44\n") && is_recent("5.11.0-rc1") && !is_recent("5.10.200"));
         assert!(!is_recent("") && !is_recent("linux"));
-        assert_eq!(purpose(0, b"f"), Purpose::Unknown);
-        assert_eq!(purpose(u32::MAX >> 1, b"f"), Purpose::Unknown);
+        assert_eq!(purpose(0, sought("/f")), Purpose::Unknown);
+        assert_eq!(purpose(u32::MAX >> 1, sought("/f")), Purpose::Unknown);
     }
 
     /// A thread that hangs in open(2), as one does whose lookup we answer: of a FIFO that nobody
@@ -289,11 +320,13 @@ mod tests {
         });
         let thread = told.recv().unwrap();
         let begun = std::time::Instant::now();
-        while purpose(thread, b"fifo") != Purpose::Replace {
-            assert!(begun.elapsed().as_secs() < 10, "{:?}", purpose(thread, b"fifo"));
+        let point = directory.path().as_os_str().as_encoded_bytes();
+        let told = |path| purpose(thread, Sought { point, path });
+        while told(b"/fifo") != Purpose::Replace {
+            assert!(begun.elapsed().as_secs() < 10, "{:?}", told(b"/fifo"));
             std::thread::yield_now();
         }
-        assert_eq!(purpose(thread, b"other"), Purpose::Unknown);
+        assert_eq!(told(b"/other"), Purpose::Unknown);
         let _reader = File::open(&fifo).unwrap();
         opener.join().unwrap();
     }

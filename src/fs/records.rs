@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 
 use super::Fs;
 use super::error::Errno;
@@ -36,6 +36,8 @@ const PRESENCE_LIST_MAX: u16 = 10;
 const LOADED_BYTES_MAX: u64 = 2 * RECORD_BYTES_MAX;
 /// Records fetched at once.
 const FETCHES_MAX: usize = 16;
+/// Records of different directories flushed at once.
+const FLUSHES_MAX: usize = 16;
 
 /// Flushes changed records until the file system is gone.
 pub(super) async fn flush_now_and_then(fs: Weak<Fs>) {
@@ -266,19 +268,29 @@ impl Fs {
 
     /// Flushes the record of every directory that changed. Returns how many could not be.
     pub(super) async fn flush_records(&self) -> usize {
-        let dirty: Vec<Ino> = {
+        let all = self.namespace.lock().inodes().map(|inode| inode.ino).collect();
+        self.flush_records_of(all).await
+    }
+
+    /// The same of a directory and all below it.
+    pub(super) async fn flush_records_below(&self, directory: Ino) -> usize {
+        let all = self.namespace.lock().below(directory);
+        self.flush_records_of(all).await
+    }
+
+    async fn flush_records_of(&self, mut directories: Vec<Ino>) -> usize {
+        {
             let namespace = self.namespace.lock();
-            let dirty = namespace.inodes().filter(|inode| inode.directory.own_dirty);
-            dirty.map(|inode| inode.ino).collect()
-        };
-        let mut failures = 0;
-        for directory in dirty {
-            if let Err(error) = self.flush_record(directory).await {
-                tracing::warn!(%error, "attributes could not be recorded; trying again");
-                failures += 1;
-            }
+            directories.retain(|ino| namespace.get(*ino).is_some_and(|it| it.directory.own_dirty));
         }
-        failures
+        let flushed = directories.into_iter().map(|directory| self.flush_record(directory));
+        let flushed = stream::iter(flushed).buffer_unordered(FLUSHES_MAX);
+        let failed = flushed.filter_map(|result| std::future::ready(result.err()));
+        let failed: Vec<Errno> = failed.collect().await;
+        for error in &failed {
+            tracing::warn!(%error, "attributes could not be recorded; trying again");
+        }
+        failed.len()
     }
 
     /// Writes our record of one directory if it changed.

@@ -245,12 +245,12 @@ impl Fs {
                         return Err(error.into());
                     }
                 };
-                if object.is_some() {
+                let unasked = file.state.lock().unasked.take().is_some();
+                if object.is_some() || unasked {
                     self.keep_directory(plan.from_parent).await?;
                     self.delete(&plan.from).await?;
                 }
-                let mut state = file.state.lock();
-                (state.failed, state.unasked) = (None, false);
+                file.state.lock().failed = None;
                 return Ok(uploaded.etag);
             }
         }

@@ -162,6 +162,7 @@ impl Assembled {
     ) -> io::Result<Serving> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let options = fuse::Options {
+            point: config.mount_point.as_path().into(),
             allow_other: config.allow_other,
             threads: threads.clamp(2, KERNEL_THREADS_MAX),
             deadline: config.io_timeout + DEADLINE_SLACK,

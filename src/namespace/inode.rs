@@ -261,6 +261,16 @@ impl Inode {
         }
     }
 
+    /// What stat tells as the number of links: of a directory its name, its `.`, and the `..` of
+    /// each directory in it that is known here.
+    pub fn links(&self) -> u32 {
+        match self.kind {
+            _ if !self.linked => 0,
+            Kind::Directory => 2 + self.directory.subdirectories.len() as u32,
+            _ => 1,
+        }
+    }
+
     /// Takes a directory's recorded attributes; the record says nothing of its times.
     pub fn take_directory_attributes(&mut self, recorded: Attributes) {
         let now = &self.attributes;

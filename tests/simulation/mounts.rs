@@ -206,7 +206,7 @@ impl Program {
     }
 
     pub async fn find(&self, parent: Ino, name: &str) -> Result<Option<(Ino, Kind)>, Errno> {
-        match self.fs.lookup(parent, OsStr::new(name), || Purpose::Unknown).await {
+        match self.fs.lookup(parent, OsStr::new(name), |_| Purpose::Unknown).await {
             Ok(entry) => Ok(Some((entry.stat.ino, entry.stat.kind))),
             Err(Errno::ENOENT) => Ok(None),
             Err(errno) => self.told(|| format!("lookup {name}"), Err(errno)),

@@ -126,9 +126,11 @@ impl Fs {
             return Ok(Tried::Odd);
         }
         if survey.entries.is_empty() && !survey.rival {
-            if self.ask(plan.from_parent, &plan.from_name).await? != Some(plan.ino) {
+            let now = self.ask(plan.from_parent, &plan.from_name).await?;
+            if now != Some(plan.ino) {
                 self.withdraw_rename(&mover, &intent).await?;
-                return Err(Errno::ENOENT);
+                // What another node put in its place is looked up again.
+                return Err(now.map_or(Errno::ENOENT, |_| Errno::ESTALE));
             }
             survey.entries.extend(self.marker_of_nothing(plan).await?);
         }

@@ -22,7 +22,7 @@ impl Fs {
         plan: Move,
         unasked: Option<Replace>,
     ) -> Result<(), Errno> {
-        self.flush_records().await; // the records move as objects
+        self.flush_records_below(plan.ino).await; // the records move as objects
         self.wait_below(plan.ino).await?;
         let _tree = self.tree.write().await;
         let mut plan = self.with_keys(plan)?;
@@ -117,7 +117,7 @@ impl Fs {
         }
     }
 
-    /// All that is known below a directory, but not itself.
+    /// A directory and all that is known below it.
     pub(super) fn below(&self, directory: Ino) -> Vec<Ino> {
         self.namespace.lock().below(directory)
     }
