@@ -57,7 +57,9 @@ pub async fn probe(
         Err(error) => Err(advise(error)),
     };
     if !matches!(found, Err(BucketError::Denied(_))) {
-        trial.clean(upload.as_deref()).await;
+        let over = found.as_ref().ok().and_then(|found| found.created_over.as_ref());
+        let over = over.is_some_and(|created| !refused(created));
+        trial.clean(upload.as_deref(), over).await;
     }
     // The driver may have learnt of the server meanwhile.
     let can = found?.judge(bucket.caller.store.capabilities());
@@ -122,7 +124,7 @@ struct Trial<'a> {
 /// What the trial showed: `None` where it was not tried.
 struct Findings {
     created_again: Result<Written, BucketError>,
-    created_over: Result<Written, BucketError>,
+    created_over: Option<Result<Written, BucketError>>,
     replaced_stale: Result<Written, BucketError>,
     replaced: Result<Written, BucketError>,
     deleted_stale: Result<(), BucketError>,
@@ -206,7 +208,6 @@ impl<'a> Trial<'a> {
         let conditions = async {
             tokio::join!(
                 self.put(key, Condition::IfAbsent),
-                self.put(&self.over, Condition::IfAbsent),
                 self.put(key, Condition::IfMatch(stale.clone())),
                 bucket.delete(&self.doomed, Some(&stale)),
                 async { caller.call(Operation::Copy, 0, copy).await.result },
@@ -219,7 +220,7 @@ impl<'a> Trial<'a> {
             part,
             part_copy,
         );
-        let (created_again, created_over, replaced_stale, deleted_stale, copied_onto) = conditions;
+        let (created_again, replaced_stale, deleted_stale, copied_onto) = conditions;
         let parts = part.as_ref().and_then(|part| part.as_ref().ok()).cloned();
         let completed_onto = async {
             let condition = &Condition::IfAbsent;
@@ -230,7 +231,15 @@ impl<'a> Trial<'a> {
             let to = can.rename_file.then_some(&self.moved)?;
             Some(bucket.rename(&self.quiet, to, &Condition::Always).await)
         };
-        let (completed_onto, replaced, renamed) = tokio::join!(completed_onto, replace, rename);
+        // A server that ignores the condition may lose its directory by this.
+        let over = async {
+            match refused(&created_again) {
+                true => Some(self.put(&self.over, Condition::IfAbsent).await),
+                false => None,
+            }
+        };
+        let (completed_onto, replaced, renamed, created_over) =
+            tokio::join!(completed_onto, replace, rename, over);
         Findings {
             created_again,
             created_over,
@@ -251,16 +260,16 @@ impl<'a> Trial<'a> {
     }
 
     /// Best effort: a probe key that stays is hidden, and says in its body what it is.
-    async fn clean(&self, upload: Option<&str>) {
+    async fn clean(&self, upload: Option<&str>, over: bool) {
         let abort = async {
             match upload {
                 Some(upload) => self.bucket.abort_multipart(&self.onto, upload).await,
                 None => Ok(()),
             }
         };
-        let keys = [&self.key, &self.doomed, &self.quiet, &self.moved, &self.onto, &self.over];
-        let delete =
-            keys.into_iter().chain([&self.marker]).map(|key| self.bucket.delete(key, None));
+        let keys = [&self.key, &self.doomed, &self.quiet, &self.moved, &self.onto, &self.marker];
+        let keys = keys.into_iter().chain(over.then_some(&self.over));
+        let delete = keys.map(|key| self.bucket.delete(key, None));
         let _ = tokio::join!(futures::future::join_all(delete), abort);
         // Where directories are real, and where an emptied prefix is listed until its own key is
         // deleted.
@@ -289,7 +298,8 @@ impl Findings {
             && (!completes || self.completed_onto.as_ref().is_none_or(refused));
         Capabilities {
             create_if_absent,
-            create_sees_directories: create_if_absent && refused(&self.created_over),
+            create_sees_directories: create_if_absent
+                && self.created_over.as_ref().is_some_and(refused),
             replace_if_match: can.replace_if_match
                 && refused(&self.replaced_stale)
                 && self.replaced.is_ok(),
@@ -395,7 +405,7 @@ mod tests {
         let prefixes = vec![marker.as_str().to_owned()];
         Findings {
             created_again: Err(BucketError::Precondition),
-            created_over: written(),
+            created_over: Some(written()),
             replaced_stale: Err(BucketError::Precondition),
             replaced: written(),
             deleted_stale: Err(BucketError::Precondition),
@@ -417,7 +427,9 @@ mod tests {
         let can = MemoryStore::new(clock::system()).capabilities();
         let found = |created_over| {
             let whole = whole(&ETag("1".to_owned()));
-            Findings { created_over, ..whole }.judge(can).create_sees_directories
+            Findings { created_over: Some(created_over), ..whole }
+                .judge(can)
+                .create_sees_directories
         };
         assert!(found(Err(BucketError::Precondition)));
         assert!(!found(Err(BucketError::NotFound)));
