@@ -80,11 +80,10 @@ pub fn serve(
     options: Options,
     requests: Arc<Requests>,
 ) -> io::Result<Serving> {
-    let shim =
-        Shim { fs: fs.clone(), requests, backings: Default::default(), options: options.clone() };
     let mut config = fuser::Config::default();
     config.n_threads = Some(options.threads);
     let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let shim = Shim { fs: fs.clone(), requests, backings: Default::default(), options };
     let device = fd.try_clone()?;
     let session = Session::from_fd(shim, fd, acl, config)?;
     fs.set_kernel(Arc::new(Notifier::start(session.notifier(), device)?));

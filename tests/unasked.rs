@@ -49,10 +49,6 @@ struct Mount {
 }
 
 impl Mount {
-    fn new(store: &Shared) -> Self {
-        Self::with(store, |_| {})
-    }
-
     fn with(store: &Shared, change: impl FnOnce(&mut Setup)) -> Self {
         let disk = TempDir::new().unwrap();
         let (clock, wait) = (store.clock.clone(), Duration::from_secs(30));
@@ -129,7 +125,12 @@ impl Mount {
 
 /// Two nodes: one has just made `d` and knows that it is empty, the other knows `d`.
 async fn nodes(store: &Shared) -> (Mount, Mount, Ino, Ino) {
-    let (a, b) = (Mount::new(store), Mount::new(store));
+    nodes_with(store, |_| {}).await
+}
+
+/// The same; the first one's setup is changed.
+async fn nodes_with(store: &Shared, change: impl FnOnce(&mut Setup)) -> (Mount, Mount, Ino, Ino) {
+    let (a, b) = (Mount::with(store, change), Mount::with(store, |_| {}));
     let ours = a.mkdir(Ino::ROOT, "d").await.unwrap();
     let theirs = b.find(Ino::ROOT, "d", Purpose::Unknown).await.unwrap();
     (a, b, ours, theirs)
@@ -206,10 +207,8 @@ async fn another_nodes_file_is_emptied_and_keeps_its_mode() {
 #[tokio::test(start_paused = true)]
 async fn an_acknowledged_file_that_met_a_directory_is_kept_and_told_of() {
     let store = Shared::new();
-    let a = Mount::with(&store, |setup| setup.fs.durability = Durability::Local);
-    let b = Mount::new(&store);
-    let d = a.mkdir(Ino::ROOT, "d").await.unwrap();
-    let theirs = b.find(Ino::ROOT, "d", Purpose::Unknown).await.unwrap();
+    let local = |setup: &mut Setup| setup.fs.durability = Durability::Local;
+    let (a, b, d, theirs) = nodes_with(&store, local).await;
     b.mkdir(theirs, "x").await.unwrap();
     let handle = a.open_anew(d, "x", 0o644).await.unwrap();
     a.fs.write(handle, 0, b"acknowledged").await.unwrap();

@@ -22,22 +22,18 @@ use super::Fs;
 use super::error::Errno;
 use super::handles::{Access, OpenFile};
 use super::learning::{Found, recorded};
+use super::relist::{ASKS_PER_PAGE, pages_of};
 use crate::bucket::{BucketError, Condition};
 use crate::namespace::Remote;
-use crate::namespace::inode::{Attributes, Presence};
+use crate::namespace::inode::Attributes;
 use crate::types::{Ino, Key, Kind, Name};
 use crate::write::{Staged, Uploaded, Why, WriteError};
 
-/// Files made for each page of a listing before it is made: with fewer it costs more than it
-/// spares.
-const MADE_PER_PAGE: usize = 4;
 /// Pages of a listing that is made for this: of a larger directory it takes too long to be fresh.
 const PAGES_MAX: usize = 16;
-const PAGE_ENTRIES: usize = 1000;
 /// An open follows its lookup within microseconds; what is not taken by then was refused.
 const UNASKED_MAX: Duration = Duration::from_secs(60);
 const UNASKED_COUNT_MAX: usize = 1024;
-const STICKY: u32 = 0o1000;
 /// A file up to this size goes up by one PUT, whose condition some stores hold against directories
 /// too.
 const PUT_BYTES_MAX: u64 = 1 << 20;
@@ -111,18 +107,17 @@ impl Fs {
         let (now, ttl) = (self.clock.now(), self.ttl());
         let mut namespace = self.namespace.lock();
         let known = namespace.child(parent, name).is_some();
+        let records = !self.records_stale(&namespace, parent);
         let Some(inode) = namespace.get_mut(parent) else { return Told::Nothing };
         // There the kernel has more to check of a file that is there.
-        if known || ttl.is_zero() || inode.attributes.mode & STICKY != 0 {
+        if known || ttl.is_zero() || inode.is_sticky() {
             return Told::Nothing;
         }
         let directory = &mut inode.directory;
         directory.made += 1;
         let fresh = |at| now.saturating_duration_since(at) < ttl;
-        let records =
-            directory.control == Presence::Absent || directory.records_checked.is_some_and(fresh);
-        let pages = directory.children.len() / PAGE_ENTRIES + 1;
-        let pays = directory.made > MADE_PER_PAGE * pages && pages <= PAGES_MAX;
+        let pages = pages_of(directory.children.len());
+        let pays = directory.made > ASKS_PER_PAGE * pages && pages <= PAGES_MAX;
         match &directory.seen {
             Some(seen) if fresh(seen.asked.at) && records => {
                 let half = now.saturating_duration_since(seen.asked.at) > ttl / 2;
@@ -143,7 +138,7 @@ impl Fs {
         let Ok(_turn) = self.relisting.try_lock() else { return };
         let pages = self.namespace.lock().get(parent).map_or(0, |inode| {
             let known = inode.directory.seen.as_ref().map_or(0, |seen| seen.entries.len());
-            known.max(inode.directory.children.len()) / PAGE_ENTRIES + 1
+            pages_of(known.max(inode.directory.children.len()))
         });
         self.list_for_files(parent, pages).await;
     }
@@ -212,18 +207,19 @@ impl Fs {
             Ok(uploaded) => uploaded,
             Err(WriteError::Bucket(BucketError::Precondition)) => {
                 match self.find(&key, None, None).await? {
-                    // After a failure nobody knows who came first.
-                    Found::File(there) if is_file(&there) && *condition == Condition::Always => {
-                        self.take_access(ino, &there, made).await?;
-                        staged.upload(&Condition::Always).await?
-                    }
-                    Found::File(there) if is_file(&there) => staged.upload(condition).await?,
-                    Found::File(_) => return Err(self.refuse_made(ino, file, Errno::ESTALE)),
                     Found::Directory(..) => {
                         return Err(self.refuse_made(ino, file, Errno::EISDIR));
                     }
-                    Found::Records | Found::Nothing => staged.upload(condition).await?,
+                    Found::File(there) if !is_file(&there) => {
+                        return Err(self.refuse_made(ino, file, Errno::ESTALE));
+                    }
+                    // After a failure nobody knows who came first, and the condition is to tell.
+                    Found::File(there) if *condition == Condition::Always => {
+                        self.take_access(ino, &there, made).await?;
+                    }
+                    Found::File(_) | Found::Records | Found::Nothing => {}
                 }
+                staged.upload(condition).await?
             }
             Err(error) => return Err(error.into()),
         };

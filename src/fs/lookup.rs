@@ -197,8 +197,7 @@ impl Fs {
         let directory = &namespace.get(parent)?.directory;
         let fresh = |at| now.saturating_duration_since(at) < ttl;
         let seen = directory.seen.as_ref().filter(|seen| fresh(seen.asked.at))?;
-        let records =
-            directory.control == Presence::Absent || directory.records_checked.is_some_and(fresh);
+        let records = !self.records_stale(&namespace, parent);
         // Of a directory the parent's listing does not tell the times.
         let SeenEntry::File(remote) = seen.entries.get(name).filter(|_| records)?.clone() else {
             return None;
@@ -388,7 +387,7 @@ impl Fs {
         }
     }
 
-    fn records_stale(&self, namespace: &Namespace, directory: Ino) -> bool {
+    pub(super) fn records_stale(&self, namespace: &Namespace, directory: Ino) -> bool {
         let Some(inode) = namespace.get(directory) else { return false };
         let directory = &inode.directory;
         let now = self.clock.now();

@@ -93,10 +93,9 @@ impl Telling {
     }
 }
 
-/// Whether a key stands behind where the records of its directory are listed.
+/// Whether a key stands at or behind where the records of its directory are listed.
 fn passes_control(key: &str) -> bool {
-    let control = key.strip_prefix(CONTROL_DIR).is_some_and(|rest| rest.starts_with('/'));
-    control || key.as_bytes() > format!("{CONTROL_DIR}/").as_bytes()
+    *key >= *format!("{CONTROL_DIR}/")
 }
 
 impl Teller {

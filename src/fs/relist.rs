@@ -8,9 +8,14 @@ use crate::types::{Ino, Name};
 
 /// Names asked for singly, for each page that a listing takes, before it is made: with fewer the
 /// listing costs more than it spares.
-const ASKS_PER_PAGE: usize = 4;
+pub(super) const ASKS_PER_PAGE: usize = 4;
 /// Entries of a page.
 const PAGE_ENTRIES: usize = 1000;
+
+/// Pages that a listing of so many entries takes.
+pub(super) fn pages_of(entries: usize) -> usize {
+    entries / PAGE_ENTRIES + 1
+}
 
 impl Fs {
     /// The inode at a name that the last listing had, out of a new one; `None`: ask for the name
@@ -35,7 +40,7 @@ impl Fs {
         if !seen.entries.contains_key(name) {
             return false;
         }
-        let pages = seen.entries.len() / PAGE_ENTRIES + 1;
+        let pages = pages_of(seen.entries.len());
         directory.asked_singly += 1;
         directory.asked_singly > ASKS_PER_PAGE * pages
     }

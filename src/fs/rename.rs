@@ -17,7 +17,6 @@ use super::handles::OpenFile;
 use super::names::kind_metadata;
 use super::{Fs, name_of};
 use crate::bucket::{BucketError, Condition, Metadata};
-use crate::namespace::inode::Inode;
 use crate::types::{ETag, Ino, Key, Kind, Name};
 
 mod copied;
@@ -106,11 +105,9 @@ impl Fs {
     /// Whether what stands at a new name need not be asked for before: [`Self::rename`] does. Where
     /// the kernel has checks of its own to make of it, it must know.
     pub(super) fn is_asked_by_rename(&self, parent: Ino, name: &Name) -> bool {
-        const STICKY: u32 = 0o1000;
         let namespace = self.namespace.lock();
         let known = namespace.child(parent, name).is_some();
-        let sticky = |parent: &Inode| parent.attributes.mode & STICKY != 0;
-        !known && namespace.get(parent).is_some_and(|parent| !sticky(parent))
+        !known && namespace.get(parent).is_some_and(|parent| !parent.is_sticky())
     }
 
     /// The source, if it is a directory. One that is known is not asked for: its rename lists it.

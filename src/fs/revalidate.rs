@@ -61,6 +61,20 @@ impl Arrivals {
 }
 
 impl Fs {
+    /// What the lookup of this very open was told of the file: whether that holds for the open.
+    pub(super) fn was_asked_by_lookup(
+        &self,
+        ino: Ino,
+        thread: u32,
+    ) -> Result<Option<Option<(Version, Bytes)>>, Errno> {
+        let Some(content) = self.arrivals.take(thread, ino, self.clock.now()) else {
+            return Ok(None);
+        };
+        let known = self.version(ino)?;
+        let still = content.as_ref().is_none_or(|(version, _)| known.as_ref() == Some(version));
+        Ok(still.then_some(content))
+    }
+
     /// What the bucket has of a file at this moment: 1 HEAD. Learns it, and makes the kernel drop
     /// what changed. ESTALE if the name means something else now: the kernel looks it up again.
     pub(super) async fn revalidate(&self, ino: Ino) -> Result<Stat, Errno> {
@@ -79,6 +93,24 @@ impl Fs {
         let ask = |key: Key| async move { self.find_small(&key, slot).await };
         self.revalidate_by(ino, ask).await?;
         Ok(content.into_inner())
+    }
+
+    /// The same of a file that is not cached at all, by the GET that its first reads want: they
+    /// find their bytes on the way. False: not so; ask for it. Whatever is so large is a file.
+    pub(super) async fn revalidate_by_reading(
+        &self,
+        ino: Ino,
+        version: &Version,
+    ) -> Result<bool, Errno> {
+        let asked = self.namespace.lock().asked(self.clock.now());
+        let place = self.place(ino);
+        let _waiting = place.as_ref().map(|place| self.wait_in(&place.checkpoint));
+        let (settled, begun) =
+            tokio::join!(self.settle_if_any(place.as_ref()), self.reader.begin(version));
+        if settled? == Settled::Now || !begun {
+            return Ok(false);
+        }
+        Ok(self.namespace.lock().confirm(ino, &version.etag, asked))
     }
 
     /// What is at a key, and if that is a small file its content.
@@ -105,38 +137,6 @@ impl Fs {
             *content.lock() = Some((version, body));
         }
         Ok(Found::File(Remote { copy_of, ..remote(&info) }))
-    }
-
-    /// What the lookup of this very open was told of the file: whether that holds for the open.
-    pub(super) fn was_asked_by_lookup(
-        &self,
-        ino: Ino,
-        thread: u32,
-    ) -> Result<Option<Option<(Version, Bytes)>>, Errno> {
-        let Some(content) = self.arrivals.take(thread, ino, self.clock.now()) else {
-            return Ok(None);
-        };
-        let known = self.version(ino)?;
-        let still = content.as_ref().is_none_or(|(version, _)| known.as_ref() == Some(version));
-        Ok(still.then_some(content))
-    }
-
-    /// The same of a file that is not cached at all, by the GET that its first reads want: they
-    /// find their bytes on the way. False: not so; ask for it. Whatever is so large is a file.
-    pub(super) async fn revalidate_by_reading(
-        &self,
-        ino: Ino,
-        version: &Version,
-    ) -> Result<bool, Errno> {
-        let asked = self.namespace.lock().asked(self.clock.now());
-        let place = self.place(ino);
-        let _waiting = place.as_ref().map(|place| self.wait_in(&place.checkpoint));
-        let (settled, begun) =
-            tokio::join!(self.settle_if_any(place.as_ref()), self.reader.begin(version));
-        if settled? == Settled::Now || !begun {
-            return Ok(false);
-        }
-        Ok(self.namespace.lock().confirm(ino, &version.etag, asked))
     }
 
     /// A file that has no object at its own key: it may be on its way there.

@@ -261,6 +261,12 @@ impl Inode {
         }
     }
 
+    /// Whether the kernel has more to ask of who removes or replaces a name in this directory.
+    pub fn is_sticky(&self) -> bool {
+        const STICKY: u32 = 0o1000;
+        self.attributes.mode & STICKY != 0
+    }
+
     /// What stat tells as the number of links: of a directory its name, its `.`, and the `..` of
     /// each directory in it that is known here.
     pub fn links(&self) -> u32 {
