@@ -38,10 +38,12 @@ pub mod xml;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use futures::{StreamExt, TryStreamExt};
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use futures::{StreamExt, TryFutureExt};
 use parking_lot::RwLock;
 
 use crate::clock::Clock;
@@ -95,8 +97,24 @@ enum From {
     Doubtful(Key),
 }
 
-/// Whoever wants the pages of a listing before all have come.
-pub type Tell<'a> = &'a (dyn Fn(&Page) + Sync);
+/// Whoever wants the pages of a listing before all have come; `()` does not.
+pub trait PageReader: Send + Sync {
+    /// A page, as soon as those before it have come, and a moment before which it was not asked
+    /// for. What it is told may come again in another page.
+    fn page(&self, page: &Page, asked: Instant);
+
+    /// Returns once another page may be asked for: a reader who falls behind would be told what
+    /// is old by then.
+    fn room(&self) -> BoxFuture<'_, ()>;
+}
+
+impl PageReader for () {
+    fn page(&self, _page: &Page, _asked: Instant) {}
+
+    fn room(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
 
 /// A store, asked with patience: the same methods as [`Store`], each retried while the store is
 /// away.
@@ -234,19 +252,21 @@ impl Bucket {
     /// each segment in which more was made since than a page holds.
     pub async fn list_all(&self, prefix: &str, delimiter: bool) -> Result<Page, BucketError> {
         match delimiter {
-            true => self.list_level(prefix, &|_| {}).await,
-            false => self.list_segment(prefix, delimiter, Segment::default(), &|_| {}).await,
+            true => self.list_level(prefix, &()).await,
+            false => self.list_segment(prefix, delimiter, Segment::default(), &()).await,
         }
     }
 
-    /// The same of one level; `tell` has each page as soon as those before it have come. What it is
-    /// told may come again in another page.
-    pub async fn list_level(&self, prefix: &str, tell: Tell<'_>) -> Result<Page, BucketError> {
+    /// The same of one level, for a reader of its pages.
+    pub async fn list_level(
+        &self,
+        prefix: &str,
+        reader: &dyn PageReader,
+    ) -> Result<Page, BucketError> {
         let segments = self.boundaries.segments(prefix);
-        let all = match self.list_segments(prefix, segments, tell).await {
+        let all = match self.list_segments(prefix, segments, reader).await {
             Err(BucketError::Unsupported(_)) => {
-                self.boundaries.set_unsupported();
-                self.list_segment(prefix, true, Segment::default(), tell).await?
+                self.list_segment(prefix, true, Segment::default(), reader).await?
             }
             all => all?,
         };
@@ -258,22 +278,34 @@ impl Bucket {
     async fn list_segments(
         &self,
         prefix: &str,
-        mut segments: Vec<Segment>,
-        tell: Tell<'_>,
+        segments: Vec<Segment>,
+        reader: &dyn PageReader,
     ) -> Result<Page, BucketError> {
         if segments.len() == 1 {
-            let all = segments.pop().unwrap_or_default();
-            return self.list_segment(prefix, true, all, tell).await;
+            return self.list_segment(prefix, true, Segment::default(), reader).await;
         }
-        let ask = |segment| self.list_segment(prefix, true, segment, &|_| {});
-        let mut pages =
-            futures::stream::iter(segments.into_iter().map(ask)).buffered(PAGES_AT_ONCE_MAX);
+        let mut segments = segments.into_iter().peekable();
+        let mut under_way = FuturesOrdered::new();
         let mut all = Page::default();
-        while let Some(page) = pages.try_next().await? {
-            tell(&page);
-            all.extend(page);
+        loop {
+            let wanted = segments.peek().is_some() && under_way.len() < PAGES_AT_ONCE_MAX;
+            tokio::select! {
+                biased;
+                () = reader.room(), if wanted => {
+                    let asked = self.caller.clock.now();
+                    let segment = segments.next().unwrap_or_default();
+                    let page = self.list_segment(prefix, true, segment, &());
+                    under_way.push_back(page.map_ok(move |page| (page, asked)));
+                }
+                // Heard also while the reader makes the next ones wait.
+                Some(page) = under_way.next() => {
+                    let (page, asked) = page?;
+                    reader.page(&page, asked);
+                    all.extend(page);
+                }
+                else => return Ok(all),
+            }
         }
-        Ok(all)
     }
 
     /// Page after page. A full page that claims to be the last is not believed where one can be
@@ -283,12 +315,14 @@ impl Bucket {
         prefix: &str,
         delimiter: bool,
         segment: Segment,
-        tell: Tell<'_>,
+        reader: &dyn PageReader,
     ) -> Result<Page, BucketError> {
         let max = PAGE_ENTRIES_MAX;
         let mut all = Page::default();
         let mut from = segment.start.clone().map_or(From::Start, From::Behind);
         for _ in 0..PAGES_MAX {
+            reader.room().await;
+            let asked = self.caller.clock.now();
             let page = match &from {
                 From::Start => self.list(prefix, delimiter, None, max).await?,
                 From::Page(token) => self.list(prefix, delimiter, Some(token), max).await?,
@@ -298,7 +332,7 @@ impl Bucket {
                     page => page?,
                 },
             };
-            tell(&page);
+            reader.page(&page, asked);
             let ends = segment.ends_in(&page);
             let next = match page.next.clone() {
                 Some(token) => Some(From::Page(token)),
@@ -328,13 +362,20 @@ impl Bucket {
         start: &Key,
         max: u16,
     ) -> Result<Page, BucketError> {
+        const WHAT: &str = "begin a listing behind a key";
+        if self.boundaries.is_unsupported() {
+            return Err(BucketError::Unsupported(WHAT));
+        }
         let store = &self.caller.store;
         let ask = || store.list_behind(prefix, delimiter, start, max);
-        let page = self.caller.call(Operation::List, 0, ask).await.result?;
-        match boundaries::is_behind(&page, start) {
-            true => Ok(page),
-            false => Err(BucketError::Unsupported("begin a listing behind a key")),
+        let answer = match self.caller.call(Operation::List, 0, ask).await.result {
+            Ok(page) if !boundaries::is_behind(&page, start) => Err(BucketError::Unsupported(WHAT)),
+            answer => answer,
+        };
+        if matches!(answer, Err(BucketError::Unsupported(_))) {
+            self.boundaries.set_unsupported();
         }
+        answer
     }
 
     /// Atomic rename, where [`Capabilities::rename_file`] or `rename_directory` says so. One

@@ -66,7 +66,7 @@ impl Boundaries {
 
     /// Takes what a listing showed, in its order.
     pub fn learn(&self, prefix: &str, listed: &Page, page_entries: usize) {
-        if self.unsupported.load(Ordering::Relaxed) {
+        if self.is_unsupported() {
             return;
         }
         let ends = ends(listed, page_entries);
@@ -79,6 +79,10 @@ impl Boundaries {
             kept.clear();
         }
         kept.insert(prefix.to_owned(), ends.into());
+    }
+
+    pub fn is_unsupported(&self) -> bool {
+        self.unsupported.load(Ordering::Relaxed)
     }
 
     pub fn set_unsupported(&self) {

@@ -22,15 +22,13 @@ use super::Fs;
 use super::error::Errno;
 use super::handles::{Access, OpenFile};
 use super::learning::{Found, recorded};
-use super::relist::{ASKS_PER_PAGE, pages_of};
+use super::relist::{ASKS_PER_PAGE, PAGES_MAX, pages_of};
 use crate::bucket::{BucketError, Condition};
 use crate::namespace::Remote;
 use crate::namespace::inode::Attributes;
 use crate::types::{Ino, Key, Kind, Name};
 use crate::write::{Staged, Uploaded, Why, WriteError};
 
-/// Pages of a listing that is made for this: of a larger directory it takes too long to be fresh.
-const PAGES_MAX: usize = 16;
 /// An open follows its lookup within microseconds; what is not taken by then was refused.
 const UNASKED_MAX: Duration = Duration::from_secs(60);
 const UNASKED_COUNT_MAX: usize = 1024;

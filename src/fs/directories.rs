@@ -14,7 +14,7 @@ use super::learning::{learn_directory, learn_file, learn_listing};
 use super::parts::{Parts, Teller};
 use super::records::transactions_in;
 use super::{Caller, Entry, Fs, name_of};
-use crate::bucket::{BucketError, Condition, Metadata, Page};
+use crate::bucket::{BucketError, Condition, Metadata, PageReader};
 use crate::checkpoint::record::RelPath;
 use crate::config::ATTRIBUTE_TTL;
 use crate::namespace::Asked;
@@ -161,8 +161,8 @@ impl Fs {
             match place {
                 Some(place) => self.list_whole(place, prefix).await,
                 None => {
-                    let tell = |page: &Page| teller.iter().for_each(|teller| teller.page(page));
-                    match self.bucket.list_level(prefix, &tell).await {
+                    let reader: &dyn PageReader = teller.map_or(&(), |teller| teller);
+                    match self.bucket.list_level(prefix, reader).await {
                         Err(BucketError::NotFound) => Ok(Default::default()),
                         other => other,
                     }

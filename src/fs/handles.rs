@@ -226,7 +226,7 @@ pub struct Listed {
     /// What was told so far, in order. Nothing, and nothing to come: not asked for yet.
     pub told: Vec<Arc<Snapshot>>,
     /// The rest of a long one.
-    pub to_come: Option<mpsc::UnboundedReceiver<Result<Snapshot, Errno>>>,
+    pub to_come: Option<mpsc::Receiver<Result<Snapshot, Errno>>>,
     /// It broke off here: so does every read that goes on.
     pub failed: Option<Errno>,
     /// Whether a read from the start has used it.

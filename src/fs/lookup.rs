@@ -196,13 +196,12 @@ impl Fs {
         }
         let directory = &namespace.get(parent)?.directory;
         let fresh = |at| now.saturating_duration_since(at) < ttl;
-        let seen = directory.seen.as_ref().filter(|seen| fresh(seen.asked.at))?;
-        let records = !self.records_stale(&namespace, parent);
+        let (seen, asked) = directory.told(name, fresh)?;
         // Of a directory the parent's listing does not tell the times.
-        let SeenEntry::File(remote) = seen.entries.get(name).filter(|_| records)?.clone() else {
+        let SeenEntry::File(remote) = seen.clone() else { return None };
+        if self.records_stale(&namespace, parent) {
             return None;
-        };
-        let asked = seen.asked;
+        }
         let ino = learn_file(&mut namespace, parent, name, &remote, asked)?.ino;
         namespace.get(ino).filter(|inode| inode.kind != Kind::Symlink).map(|inode| inode.ino)
     }

@@ -7,18 +7,22 @@
 //! What must hold: no name is told twice, and none as a file that is a directory. Of `f` and `f/`
 //! the directory counts, which comes behind `f` and all that begins with `f` and a byte less than
 //! `/`: so a name waits while the last key begins with it. Where the directory has records nothing
-//! is told before they are read: the page that would show them must have come.
+//! is told before they are read: the page that would show them must have come. What a part tells
+//! lasts from when its page was asked for, not the listing: of a hundred pages each is young when
+//! it is read, as pages are asked for no faster than the reader takes them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
+use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 
 use super::Fs;
 use super::checkpoints::Unsealed;
 use super::error::Errno;
 use super::handles::{Listed, Snapshot, SnapshotEntry};
-use crate::bucket::Page;
+use crate::bucket::{Page, PageReader};
 use crate::namespace::Asked;
 use crate::namespace::inode::SeenEntry;
 use crate::namespace::listing::Listing;
@@ -27,13 +31,25 @@ use crate::types::{CONTROL_DIR, Ino, Name};
 /// A first page with fewer entries is most likely the only one, and told at the end.
 const PAGE_ENTRIES_MIN: usize = 500;
 
+/// Parts that are told and not read yet before no more pages are asked for. One is read within
+/// some 20 ms by `ls -l`, so what waits is far from a second old.
+const PARTS_AHEAD_MAX: usize = 8;
+
 /// Where the parts of a listing go.
-pub(super) type Parts = mpsc::UnboundedSender<Result<Snapshot, Errno>>;
+pub(super) type Parts = mpsc::Sender<Result<Snapshot, Errno>>;
 
 /// Tells the pages of one listing, beside it: the next page is asked for meanwhile.
 pub(super) struct Teller {
-    pages: mpsc::UnboundedSender<Page>,
+    parts: Parts,
+    pages: mpsc::UnboundedSender<(Page, Instant)>,
     telling: tokio::task::JoinHandle<Telling>,
+}
+
+/// A name that a page told, and when that was asked for.
+#[derive(Debug)]
+struct Held {
+    seen: SeenEntry,
+    asked: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -42,7 +58,7 @@ struct Telling {
     /// How many of them have a place in the listing: not those that went meanwhile.
     placed: usize,
     /// What may turn out to be something else yet.
-    held: HashMap<Name, SeenEntry>,
+    held: HashMap<Name, Held>,
     /// The greatest key so far, without the prefix.
     last: String,
     /// The last file's key so far, as the store lists them.
@@ -54,7 +70,7 @@ struct Telling {
 
 impl Telling {
     /// Takes a page; what of it and of what was held may be told.
-    fn take(&mut self, prefix: &str, page: Page) -> Vec<(Name, SeenEntry)> {
+    fn take(&mut self, prefix: &str, page: Page, asked: Instant) -> Vec<(Name, Held)> {
         let objects = page.objects.iter().map(|object| object.key.as_str());
         let keys = objects.chain(page.prefixes.iter().map(String::as_str));
         if let Some(last) = keys.filter_map(|key| key.strip_prefix(prefix)).max()
@@ -76,17 +92,17 @@ impl Telling {
         for (name, seen) in listing.entries {
             let is_file = matches!(seen, SeenEntry::File(_));
             if !(is_file && self.held.contains_key(&name)) {
-                self.held.insert(name, seen);
+                self.held.insert(name, Held { seen, asked });
             }
         }
         if self.waits || !passes_control(&self.last) {
             return Vec::new();
         }
         let last = std::mem::take(&mut self.last);
-        let ready = self.held.extract_if(|name, seen| {
-            matches!(seen, SeenEntry::Directory) || !last.starts_with(name.as_str())
+        let ready = self.held.extract_if(|name, held| {
+            matches!(held.seen, SeenEntry::Directory) || !last.starts_with(name.as_str())
         });
-        let ready: Vec<(Name, SeenEntry)> =
+        let ready: Vec<(Name, Held)> =
             ready.filter(|(name, _)| self.told.insert(name.clone())).collect();
         self.last = last;
         ready
@@ -101,29 +117,26 @@ fn passes_control(key: &str) -> bool {
 impl Teller {
     /// `None`: the mount is going.
     pub fn new(fs: &Fs, parts: &Parts, ino: Ino, asked: Asked, prefix: &str) -> Option<Self> {
-        let (pages, mut to_come) = mpsc::unbounded_channel::<Page>();
-        let (fs, parts, prefix) = (fs.me.upgrade()?, parts.clone(), prefix.to_owned());
+        let (pages, mut to_come) = mpsc::unbounded_channel::<(Page, Instant)>();
+        let (fs, to, prefix) = (fs.me.upgrade()?, parts.clone(), prefix.to_owned());
         let telling = tokio::spawn(async move {
             let mut telling = Telling::default();
-            while let Some(page) = to_come.recv().await {
+            while let Some((page, at)) = to_come.recv().await {
                 telling.waits |= telling.told.is_empty() && page.entries() < PAGE_ENTRIES_MIN;
-                let ready = telling.take(&prefix, page);
+                let ready = telling.take(&prefix, page, at);
+                let oldest = ready.iter().map(|(_, held)| held.asked).min();
+                let asked = Asked { at: oldest.unwrap_or(at), ..asked };
                 let entries = fs.shown_of_page(ino, asked, ready);
                 if !entries.is_empty() {
                     let first = telling.placed;
                     telling.placed += entries.len();
                     // Nobody may want it any more.
-                    let _ = parts.send(Ok(Snapshot { asked, first, entries }));
+                    let _ = to.send(Ok(Snapshot { asked, first, entries })).await;
                 }
             }
             telling
         });
-        Some(Self { pages, telling })
-    }
-
-    /// Tells what is sure of a page.
-    pub fn page(&self, page: &Page) {
-        let _ = self.pages.send(page.clone());
+        Some(Self { parts: parts.clone(), pages, telling })
     }
 
     /// What of a whole listing was not told yet.
@@ -131,7 +144,26 @@ impl Teller {
         drop(self.pages);
         let telling = self.telling.await.map_err(|_| Errno::EIO)?;
         all.entries.retain(|(name, _)| !telling.told.contains(name));
-        Ok(Snapshot { first: telling.placed, ..all })
+        let asked = all.entries.iter().filter_map(|(name, entry)| match entry {
+            SnapshotEntry::Local(_) => None,
+            SnapshotEntry::Seen(_) => Some(telling.held.get(name).map(|held| held.asked)),
+        });
+        // As old as the oldest of them; one that no page told is as old as the listing.
+        let oldest = asked.min().flatten().unwrap_or(all.asked.at);
+        let asked = Asked { at: oldest.max(all.asked.at), ..all.asked };
+        Ok(Snapshot { asked, first: telling.placed, ..all })
+    }
+}
+
+impl PageReader for Teller {
+    fn page(&self, page: &Page, asked: Instant) {
+        let _ = self.pages.send((page.clone(), asked));
+    }
+
+    fn room(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            let _ = self.parts.reserve().await; // nobody reads: the listing ends by itself
+        })
     }
 }
 
@@ -141,19 +173,19 @@ impl Fs {
         &self,
         directory: Ino,
         asked: Asked,
-        ready: Vec<(Name, SeenEntry)>,
+        ready: Vec<(Name, Held)>,
     ) -> Vec<(Name, SnapshotEntry)> {
         let namespace = self.namespace.lock();
         let Some(inode) = namespace.get(directory) else { return Vec::new() };
         let directory = &inode.directory;
-        let entry = |(name, seen): (Name, SeenEntry)| {
+        let entry = |(name, held): (Name, Held)| {
             let child = directory.children.get(&name).copied();
             let is_local = |ino: &Ino| namespace.get(*ino).is_some_and(|inode| inode.staged);
             let removed = directory.removed.get(&name).is_some_and(|at| *at > asked.epoch);
             match child.filter(is_local) {
                 Some(ino) => Some((name, SnapshotEntry::Local(ino))),
                 None if removed && child.is_none() => None,
-                None => Some((name, SnapshotEntry::Seen(seen))),
+                None => Some((name, SnapshotEntry::Seen(held.seen))),
             }
         };
         let mut entries: Vec<_> = ready.into_iter().filter_map(entry).collect();
@@ -176,12 +208,14 @@ impl Fs {
                 None => Ok(Listed::default()),
             };
         };
-        let (parts, mut to_come) = mpsc::unbounded_channel();
+        let (parts, mut to_come) = mpsc::channel(PARTS_AHEAD_MAX);
         tokio::spawn(async move {
             tokio::select! {
                 () = parts.closed() => {} // nobody wants it any more
                 rest = me.list_if_any(ino, unsealed, Some(&parts)) => {
-                    let _ = rest.transpose().map(|rest| parts.send(rest));
+                    if let Some(rest) = rest.transpose() {
+                        let _ = parts.send(rest).await;
+                    }
                 }
             }
         });
@@ -219,10 +253,11 @@ mod tests {
     }
 
     fn told(telling: &mut Telling, objects: &[&str], prefixes: &[&str]) -> Vec<String> {
-        let ready = telling.take("d/", page(objects, prefixes));
-        let kind = |seen| if matches!(seen, SeenEntry::Directory) { "/" } else { "" };
+        let now = crate::clock::system().now();
+        let ready = telling.take("d/", page(objects, prefixes), now);
+        let kind = |held: Held| if matches!(held.seen, SeenEntry::Directory) { "/" } else { "" };
         let mut names: Vec<String> =
-            ready.into_iter().map(|(name, seen)| format!("{name}{}", kind(seen))).collect();
+            ready.into_iter().map(|(name, held)| format!("{name}{}", kind(held))).collect();
         names.sort();
         names
     }

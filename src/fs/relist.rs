@@ -1,27 +1,43 @@
 //! Many known names of one directory that are asked for one after another, as `ls -l` of a large
-//! one does once their time is up: a listing answers for all of them.
+//! one does once their time is up: a listing answers for all of them, or a page of it for the next
+//! thousand.
 //!
-//! Owns when that pays. Does not own the listing (`directories`).
+//! Owns when that pays, and the page. Does not own the whole listing (`directories`).
 
 use super::Fs;
-use crate::types::{Ino, Name};
+use crate::namespace::inode::{Seen, SeenEntry};
+use crate::namespace::listing::Listing;
+use crate::types::{Ino, Key, Name};
 
 /// Names asked for singly, for each page that a listing takes, before it is made: with fewer the
 /// listing costs more than it spares.
 pub(super) const ASKS_PER_PAGE: usize = 4;
+/// Pages of a whole listing that is made for single names: a longer one is old before it has come.
+pub(super) const PAGES_MAX: usize = 16;
 /// Entries of a page.
-const PAGE_ENTRIES: usize = 1000;
+const PAGE_ENTRIES: u16 = 1000;
+/// Names asked for in their order before a page is: at random so many never come so.
+const STEPS_MIN: usize = 16;
 
 /// Pages that a listing of so many entries takes.
 pub(super) fn pages_of(entries: usize) -> usize {
-    entries / PAGE_ENTRIES + 1
+    entries / usize::from(PAGE_ENTRIES) + 1
+}
+
+/// What answers for a name at the least cost.
+enum Pays {
+    Asking,
+    Whole,
+    /// The page behind this name; without one the first.
+    Page(Option<Name>),
 }
 
 impl Fs {
     /// The inode at a name that the last listing had, out of a new one; `None`: ask for the name
     /// itself. One LIST at a time is made so, and whoever waited takes its answer.
     pub(super) async fn answer_by_listing(&self, parent: Ino, name: &Name) -> Option<Ino> {
-        if !self.listing_pays(parent, name) {
+        let pays = self.what_pays(parent, name);
+        if matches!(pays, Pays::Asking) {
             return None;
         }
         let _turn = self.relisting.lock().await;
@@ -29,19 +45,70 @@ impl Fs {
             return Some(ino);
         }
         // What fails here is asked for again, and answered, by the name itself.
-        self.list_directory(parent).await.ok()?;
+        match pays {
+            Pays::Asking => return None,
+            Pays::Whole => drop(self.list_directory(parent).await.ok()?),
+            Pays::Page(before) => self.learn_page(parent, before).await?,
+        }
         self.known(parent, name)
     }
 
-    fn listing_pays(&self, parent: Ino, name: &Name) -> bool {
+    fn what_pays(&self, parent: Ino, name: &Name) -> Pays {
         let mut namespace = self.namespace.lock();
-        let Some(directory) = namespace.directory_mut(parent) else { return false };
-        let Some(seen) = &directory.seen else { return false };
-        if !seen.entries.contains_key(name) {
-            return false;
+        let Some(directory) = namespace.directory_mut(parent) else { return Pays::Asking };
+        let Some(seen) = &directory.seen else { return Pays::Asking };
+        if !matches!(seen.entries.get(name), Some(SeenEntry::File(_))) {
+            return Pays::Asking;
         }
         let pages = pages_of(seen.entries.len());
-        directory.asked_singly += 1;
-        directory.asked_singly > ASKS_PER_PAGE * pages
+        if pages <= PAGES_MAX {
+            directory.asked_singly += 1;
+            return match directory.asked_singly > ASKS_PER_PAGE * pages {
+                true => Pays::Whole,
+                false => Pays::Asking,
+            };
+        }
+        if directory.walk.step(name) < STEPS_MIN {
+            return Pays::Asking;
+        }
+        let files = seen.entries.iter().filter(|(_, seen)| matches!(seen, SeenEntry::File(_)));
+        Pays::Page(files.map(|(other, _)| other).filter(|other| *other < name).max().cloned())
+    }
+
+    /// Learns the page of a directory that begins behind a name: 1 LIST, and what records cost.
+    /// `None`: it can't be had, or a rename that is on its way may bring names from elsewhere.
+    async fn learn_page(&self, ino: Ino, before: Option<Name>) -> Option<()> {
+        let (prefix, asked, stale_records) = {
+            let namespace = self.namespace.lock();
+            let stale_records = self.records_stale(&namespace, ino);
+            (namespace.key(ino)?, namespace.asked(self.clock.now()), stale_records)
+        };
+        let renames = self.moves.epoch();
+        if stale_records {
+            self.load_records(ino).await.ok()?;
+        }
+        let below = prefix.as_str();
+        let page = match before {
+            Some(name) => {
+                let start = Key::new(format!("{below}{name}"));
+                self.bucket.list_behind(below, true, &start, PAGE_ENTRIES).await
+            }
+            None => self.bucket.list(below, true, None, PAGE_ENTRIES).await,
+        };
+        let page = page.ok()?;
+        if !self.moves.is_idle() || self.moves.epoch() != renames {
+            return None;
+        }
+        let last = page.next.as_ref().and_then(|_| page.last());
+        let mut listing = Listing::default();
+        listing.add(below, page);
+        if let Some(last) = last.as_ref().and_then(|last| last.as_str().strip_prefix(below)) {
+            // `f/`, which hides `f`, stands behind all that begins with `f` and a lesser byte.
+            listing.entries.retain(|name, _| !last.starts_with(name.as_str()));
+        }
+        let mut namespace = self.namespace.lock();
+        let inode = namespace.get_mut(ino).filter(|inode| inode.changed <= asked.epoch)?;
+        inode.directory.page = Some(Seen { asked, entries: listing.entries, whole: false });
+        Some(())
     }
 }

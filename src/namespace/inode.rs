@@ -90,6 +90,23 @@ pub enum SeenEntry {
     Directory,
 }
 
+/// Names that are asked for one after another in their order, as a listing has them.
+#[derive(Debug, Default)]
+pub struct Walk {
+    last: Option<Name>,
+    steps: usize,
+}
+
+impl Walk {
+    /// Takes the next name; how many have come in order.
+    pub fn step(&mut self, name: &Name) -> usize {
+        let goes_on = self.last.as_ref().is_some_and(|last| name > last);
+        self.steps = if goes_on { self.steps + 1 } else { 0 };
+        self.last = Some(name.clone());
+        self.steps
+    }
+}
+
 /// The part of an inode that only directories use.
 #[derive(Debug)]
 pub struct Directory {
@@ -101,8 +118,11 @@ pub struct Directory {
     /// Anything under `<dir>/.trialfs/`.
     pub control: Presence,
     pub seen: Option<Seen>,
-    /// How many names were asked for one by one since.
+    /// The same of one page of a long one, that somebody walks through.
+    pub page: Option<Seen>,
+    /// How many names were asked for one by one since `seen`.
     pub asked_singly: usize,
+    pub walk: Walk,
     /// How many files were to be made since.
     pub made: usize,
     /// The youngest child or marker the bucket showed.
@@ -134,7 +154,9 @@ impl Default for Directory {
             marker: Presence::Unknown,
             control: Presence::Unknown,
             seen: None,
+            page: None,
             asked_singly: 0,
+            walk: Walk::default(),
             made: 0,
             newest: SystemTime::UNIX_EPOCH,
             mtime_set: None,
@@ -152,9 +174,20 @@ impl Default for Directory {
 }
 
 impl Directory {
+    /// What listings told of a name, where the time they were asked at is `fresh`.
+    pub fn told(
+        &self,
+        name: &Name,
+        fresh: impl Fn(Instant) -> bool,
+    ) -> Option<(&SeenEntry, Asked)> {
+        let told = [&self.seen, &self.page].into_iter().flatten();
+        told.filter(|seen| fresh(seen.asked.at))
+            .find_map(|seen| Some((seen.entries.get(name)?, seen.asked)))
+    }
+
     /// The records were changed by other hands: they are loaded again at their next use.
     pub fn forget_records(&mut self) {
-        self.seen = None;
+        (self.seen, self.page) = (None, None);
         self.records.clear();
         self.records_checked = None;
         self.own.clear();
@@ -190,7 +223,7 @@ impl Directory {
     /// A name means something else from here on.
     pub fn forget_name(&mut self, name: &Name) {
         self.drop_child(name);
-        if let Some(seen) = &mut self.seen {
+        for seen in [&mut self.seen, &mut self.page].into_iter().flatten() {
             seen.entries.remove(name);
         }
     }

@@ -72,6 +72,7 @@ steered! {
     put(key: &Key, body: Bytes, condition: &Condition, metadata: &Metadata) -> Written;
     delete(key: &Key, if_match: Option<&ETag>) -> ();
     list(prefix: &str, delimiter: bool, page: Option<&str>, max: u16) -> Page;
+    list_behind(prefix: &str, delimiter: bool, start: &Key, max: u16) -> Page;
     copy(from: &Key, etag: Option<&ETag>, to: &Key, c: &Condition, m: &Metadata) -> Written;
     rename(from: &Key, to: &Key, condition: &Condition) -> ();
     create_multipart(key: &Key, metadata: &Metadata) -> String;
