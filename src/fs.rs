@@ -39,6 +39,7 @@ mod learning;
 mod lookup;
 mod names;
 mod parts;
+mod prefetch;
 mod processes;
 mod purpose;
 mod records;
@@ -207,6 +208,7 @@ pub struct Fs {
     known: Mutex<known::Known>,
     relisting: tokio::sync::Mutex<()>,
     arrivals: revalidate::Arrivals,
+    runs: prefetch::Runs,
     unasked: creating::Unasked,
     checkpoints: Checkpoints,
     moves: Moves,
@@ -256,6 +258,7 @@ impl Fs {
             known: Mutex::default(),
             relisting: tokio::sync::Mutex::default(),
             arrivals: revalidate::Arrivals::default(),
+            runs: prefetch::Runs::default(),
             unasked: creating::Unasked::default(),
             records_dirty: tokio::sync::Notify::new(),
             kernel: OnceLock::new(),

@@ -230,6 +230,30 @@ impl Reader {
         }
     }
 
+    /// Begins to fetch what is missing of the first `bytes` of an object that nobody has open, as
+    /// far as requests and memory can be spared; returns how much that is. Nothing where the
+    /// cache's disk can't be used. 1 GET a block.
+    pub fn fetch_ahead(&self, version: &Version, bytes: u64) -> u64 {
+        if !self.catalog.disk.is_usable() {
+            return 0;
+        }
+        let hold = self.catalog.hold(version);
+        let mut plan = self.look(&hold.entry, &(0..0), &(0..bytes.min(version.size)));
+        let begun = plan.fills.iter().map(|(fill, _)| fill.range().end - fill.range().start).sum();
+        self.start(&hold.entry, &mut plan);
+        begun
+    }
+
+    /// Whether as many bytes of an object were read as it has.
+    pub fn is_read(&self, version: &Version) -> bool {
+        self.catalog.find(version).is_some_and(|entry| entry.is_handed_out())
+    }
+
+    /// The most that is fetched ahead of a reader, in bytes.
+    pub fn window_bytes_max(&self) -> u64 {
+        self.limits().window_bytes_max
+    }
+
     /// Writes all of the object to the start of `into`, through the cache: its GETs in parallel,
     /// and none for what is cached. Errors: also of `into` ([`ReadError::Disk`]).
     pub async fn fetch_all(&self, version: &Version, into: &File) -> Result<(), ReadError> {

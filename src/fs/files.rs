@@ -127,6 +127,7 @@ impl Fs {
             } else {
                 self.revalidate_for_reading(ino, file, access.thread).await?;
                 self.offer_whole(ino, file)?;
+                self.fetch_following(ino);
             }
         }
         self.add_handle(ino, file, access)

@@ -163,7 +163,13 @@ impl Entry {
 
     /// Notes that bytes were read; whether somebody may have all of them by now.
     pub fn hand_out(&self, bytes: u64) -> bool {
-        self.handed.fetch_add(bytes, Ordering::SeqCst) + bytes >= self.version.size
+        self.handed.fetch_add(bytes, Ordering::SeqCst);
+        self.is_handed_out()
+    }
+
+    /// Whether somebody may have all of its bytes.
+    pub fn is_handed_out(&self) -> bool {
+        self.handed.load(Ordering::SeqCst) >= self.version.size
     }
 
     /// The ends of the fills after which the object may be whole; none where more is lacking than
