@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use trialfs::bucket::memory::MemoryStore;
-use trialfs::bucket::{Bucket, BucketError, Condition, Operation};
+use trialfs::bucket::{Bucket, BucketError, Condition, Operation, Store};
 use trialfs::clock::{self, Clock, ulid};
 use trialfs::fs::error::Errno;
 use trialfs::fs::{Caller, Closer, Fs, Purpose, Replace, SetAttributes, SetMode};
@@ -290,6 +290,43 @@ async fn over_an_empty_directory_and_not_over_a_full_one() {
     other.whole(empty).await;
     settled(&store).await;
     other.whole(empty).await;
+}
+
+/// What stood at the new name was asked for beside the rename's first records, which hide it: a
+/// directory replaced a file of another tool, and the file's bytes were gone.
+#[tokio::test(start_paused = true)]
+async fn a_file_of_another_tool_at_the_new_name_outlives_a_directory_that_is_renamed_onto_it() {
+    let store = MemoryStore::new(clock::system());
+    let mount = Mount::new(&store);
+    mount.fill().await;
+    // From here on the root has records.
+    mount.rename((Ino::ROOT, "run"), (Ino::ROOT, "first")).await.unwrap();
+    for below in ["", "sub/"] {
+        let parent = match below {
+            "" => Ino::ROOT,
+            _ => mount.mkdir(Ino::ROOT, "sub").await,
+        };
+        for i in 0..3 {
+            let from = format!("from{i}");
+            let directory = mount.mkdir(parent, &from).await;
+            mount.write(directory, "a", b"a").await;
+            let names = [format!("file{i}"), format!("full{i}")];
+            let keys = [format!("{below}file{i}"), format!("{below}full{i}/x")].map(Key::new);
+            for key in &keys {
+                let (body, none) = (bytes::Bytes::from_static(b"precious"), Default::default());
+                store.put(key, body, &Condition::Always, &none).await.unwrap();
+            }
+            for (name, errno) in names.iter().zip([Errno::ENOTDIR, Errno::ENOTEMPTY]) {
+                let renamed = mount.rename((parent, &from), (parent, name)).await;
+                assert_eq!(renamed, Err(errno), "{below}{name}");
+            }
+            settled(&store).await;
+            for key in &keys {
+                assert!(store.head(key).await.is_ok(), "{key} is gone");
+            }
+            assert_eq!(mount.names(directory).await, ["a"]);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,12 +14,17 @@ use crate::clock::ulid;
 use crate::fs::Fs;
 use crate::fs::checkpoints::Place;
 use crate::fs::error::Errno;
+use crate::fs::learning::{learn_directory, learn_file, remote};
 use crate::fs::moves::Rename;
 use crate::namespace::inode::Presence;
+use crate::namespace::listing::Listing;
 use crate::types::{Ino, Key, Kind};
 
 /// How often a rename is tried that others were in the way of.
 const TRIES_MAX: usize = 3;
+
+/// Entries that tell whether anything is at the new name, and for whom.
+const LOOK_MAX: u16 = 1000;
 
 /// How one try ended.
 enum Tried {
@@ -94,7 +99,7 @@ impl Fs {
         let intent = Intent::Move { nonce };
         let (pointed, target, kept) = tokio::join!(
             mover.run(&intent),
-            self.resolve(plan.to_parent, &plan.to_name),
+            self.target_of(plan),
             self.keep_directory(plan.from_parent),
         );
         let ended = pointed?;
@@ -140,6 +145,45 @@ impl Fs {
             Ended::Stop(Stop::NotEmpty) => Err(Errno::ENOTEMPTY),
             _ => Ok(Tried::Again),
         }
+    }
+
+    /// What stands at the new name: by its own keys alone, since the records that are written
+    /// meanwhile are of this very rename, and hide what is there.
+    async fn target_of(&self, plan: &Move) -> Result<Option<Ino>, Errno> {
+        let (parent, name) = (plan.to_parent, &plan.to_name);
+        if let Some(ino) = self.known(parent, name) {
+            return Ok(Some(ino));
+        }
+        let (key, asked) = {
+            let namespace = self.namespace.lock();
+            let key = namespace.child_key(parent, name).ok_or(Errno::ESTALE)?;
+            (key, namespace.asked(self.clock.now()))
+        };
+        let below = format!("{key}/");
+        let (file, page) =
+            tokio::join!(self.bucket.head(&key), self.bucket.list(&below, true, None, LOOK_MAX));
+        let file = match file {
+            Err(BucketError::NotFound | BucketError::WrongKind) => None,
+            other => Some(remote(&other?)),
+        };
+        let mut listing = Listing::default();
+        match page {
+            Err(BucketError::NotFound | BucketError::WrongKind) => {}
+            other => listing.add(&below, other?),
+        }
+        let mut namespace = self.namespace.lock();
+        let learnt = match file {
+            _ if listing.exists() => {
+                learn_directory(&mut namespace, parent, name, listing.newest, asked)
+            }
+            Some(file) => learn_file(&mut namespace, parent, name, &file, asked),
+            None => {
+                namespace.learn_absent(parent, name, asked);
+                return Ok(namespace.child(parent, name).map(|child| child.ino)); // only here yet
+            }
+        };
+        // It is there, whatever changed here meanwhile.
+        learnt.map(|learnt| Some(learnt.ino)).ok_or(Errno::ESTALE)
     }
 
     fn mover(&self, plan: &Move, over: bool) -> Result<Mover, Errno> {
