@@ -354,6 +354,11 @@ impl Bucket {
         Err(BucketError::Invalid(format!("a listing of more than {PAGES_MAX} pages")))
     }
 
+    /// Whether [`Bucket::list_behind`] may work, for all that is known.
+    pub fn lists_behind(&self) -> bool {
+        !self.boundaries.is_unsupported()
+    }
+
     /// See [`Store::list_behind`]; so is a store taken that begins elsewhere. One request.
     pub async fn list_behind(
         &self,
@@ -363,7 +368,7 @@ impl Bucket {
         max: u16,
     ) -> Result<Page, BucketError> {
         const WHAT: &str = "begin a listing behind a key";
-        if self.boundaries.is_unsupported() {
+        if !self.lists_behind() {
             return Err(BucketError::Unsupported(WHAT));
         }
         let store = &self.caller.store;
@@ -373,6 +378,7 @@ impl Bucket {
             answer => answer,
         };
         if matches!(answer, Err(BucketError::Unsupported(_))) {
+            tracing::info!("listings are asked for page by page: no key can be begun behind");
             self.boundaries.set_unsupported();
         }
         answer

@@ -231,14 +231,23 @@ impl Reader {
     }
 
     /// Begins to fetch what is missing of the first `bytes` of an object that nobody has open, as
-    /// far as requests and memory can be spared; returns how much that is. Nothing where the
-    /// cache's disk can't be used. 1 GET a block.
+    /// far as requests and memory can be spared; returns how much that is. One that is checked
+    /// before a byte is handed out comes whole or not at all, of others whole blocks. Nothing where
+    /// the cache's disk can't be used. 1 GET a block.
     pub fn fetch_ahead(&self, version: &Version, bytes: u64) -> u64 {
         if !self.catalog.disk.is_usable() {
             return 0;
         }
+        let block = match version.size <= CHECKED_BYTES_MAX.min(self.fill_bytes_max) {
+            true => version.size,
+            false => self.fill_bytes_max,
+        };
+        let bytes = if bytes < version.size { bytes / block * block } else { version.size };
+        if bytes == 0 {
+            return 0;
+        }
         let hold = self.catalog.hold(version);
-        let mut plan = self.look(&hold.entry, &(0..0), &(0..bytes.min(version.size)));
+        let mut plan = self.look(&hold.entry, &(0..0), &(0..bytes));
         let begun = plan.fills.iter().map(|(fill, _)| fill.range().end - fill.range().start).sum();
         self.start(&hold.entry, &mut plan);
         begun

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::bucket::ObjectInfo;
+use crate::config::ATTRIBUTE_TTL;
 use crate::namespace::attrs::{OWN_ENTRY, Recorded, choose, time};
 use crate::namespace::inode::{Inode, Presence, Seen, SeenEntry};
 use crate::namespace::listing::{Listing, whole_seconds};
@@ -139,12 +140,27 @@ pub(super) fn learn_listing(
     };
     if inode.changed <= asked.epoch {
         directory.marker = told(listing.marker);
-        directory.control = told(listing.control || directory.own_dirty);
-        if directory.control == Presence::Absent {
-            directory.records.clear();
+        if directory.records_checked.is_none_or(|checked| checked <= asked.at) {
+            directory.control = told(listing.control || directory.own_dirty);
+            if directory.control == Presence::Absent {
+                directory.records.clear();
+            }
         }
-        directory.seen = Some(Seen { asked, entries: listing.entries, whole });
-        (directory.asked_singly, directory.made) = (0, 0);
+        let before = directory.seen.as_ref();
+        let longer = before.is_some_and(|seen| seen.entries.len() > listing.entries.len());
+        let seen = Some(Seen { asked, entries: listing.entries, whole });
+        if longer && !whole {
+            // The rest of it may be as it was, and another page be of use to somebody still.
+            let lasts = |page: &Seen| page.asked.at + ATTRIBUTE_TTL > asked.at;
+            if !directory.page.as_ref().is_some_and(lasts) {
+                directory.page = seen;
+            }
+            return listing.odd;
+        }
+        if before.is_none_or(|before| before.asked.at <= asked.at) {
+            directory.seen = seen;
+            (directory.asked_singly, directory.made) = (0, 0);
+        }
     }
     listing.odd
 }

@@ -52,7 +52,7 @@ struct Held {
     asked: Instant,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Telling {
     told: HashSet<Name>,
     /// How many of them have a place in the listing: not those that went meanwhile.
@@ -63,12 +63,26 @@ struct Telling {
     last: String,
     /// The last file's key so far, as the store lists them.
     last_file: String,
+    /// When it was asked last whether there are records.
+    records_at: Instant,
     /// There are records, or the store does not list in the order of bytes (S3 directory buckets):
     /// the rest is told at the end.
     waits: bool,
 }
 
 impl Telling {
+    fn new(now: Instant) -> Self {
+        Self {
+            told: HashSet::new(),
+            placed: 0,
+            held: HashMap::new(),
+            last: String::new(),
+            last_file: String::new(),
+            records_at: now,
+            waits: false,
+        }
+    }
+
     /// Takes a page; what of it and of what was held may be told.
     fn take(&mut self, prefix: &str, page: Page, asked: Instant) -> Vec<(Name, Held)> {
         let objects = page.objects.iter().map(|object| object.key.as_str());
@@ -120,12 +134,13 @@ impl Teller {
         let (pages, mut to_come) = mpsc::unbounded_channel::<(Page, Instant)>();
         let (fs, to, prefix) = (fs.me.upgrade()?, parts.clone(), prefix.to_owned());
         let telling = tokio::spawn(async move {
-            let mut telling = Telling::default();
+            let mut telling = Telling::new(asked.at);
             while let Some((page, at)) = to_come.recv().await {
                 telling.waits |= telling.told.is_empty() && page.entries() < PAGE_ENTRIES_MIN;
+                fs.look_for_records(ino, &mut telling, at).await;
                 let ready = telling.take(&prefix, page, at);
-                let oldest = ready.iter().map(|(_, held)| held.asked).min();
-                let asked = Asked { at: oldest.unwrap_or(at), ..asked };
+                let oldest = ready.iter().map(|(_, held)| held.asked).min().unwrap_or(at);
+                let asked = Asked { at: oldest.min(telling.records_at), ..asked };
                 let entries = fs.shown_of_page(ino, asked, ready);
                 if !entries.is_empty() {
                     let first = telling.placed;
@@ -150,7 +165,8 @@ impl Teller {
         });
         // As old as the oldest of them; one that no page told is as old as the listing.
         let oldest = asked.min().flatten().unwrap_or(all.asked.at);
-        let asked = Asked { at: oldest.max(all.asked.at), ..all.asked };
+        let at = oldest.max(all.asked.at).min(telling.records_at);
+        let asked = Asked { at, ..all.asked };
         Ok(Snapshot { asked, first: telling.placed, ..all })
     }
 }
@@ -168,6 +184,23 @@ impl PageReader for Teller {
 }
 
 impl Fs {
+    /// Only the page that began the listing showed whether there are records, which tell a link
+    /// from a file: for a page that is much younger that is asked for again. 1 LIST, and a GET for
+    /// each new record.
+    async fn look_for_records(&self, directory: Ino, telling: &mut Telling, page_at: Instant) {
+        let age = page_at.saturating_duration_since(telling.records_at);
+        if telling.waits || self.ttl().is_zero() || age < self.ttl() / 2 {
+            return;
+        }
+        let (now, renames) = (self.clock.now(), self.moves.epoch());
+        let loaded = self.load_records(directory).await;
+        // A rename makes the listing begin anew.
+        telling.waits = loaded.is_err() || self.moves.epoch() != renames;
+        if !telling.waits {
+            telling.records_at = now;
+        }
+    }
+
     /// What is shown of names that a page told, in their order.
     fn shown_of_page(
         &self,
@@ -264,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_file_whose_directory_is_in_the_next_page_is_not_told_as_a_file() {
-        let mut telling = Telling::default();
+        let mut telling = Telling::new(crate::clock::system().now());
         assert_eq!(told(&mut telling, &["a", "f", "f-x", "f."], &[]), ["a", "f-x"]);
         assert_eq!(told(&mut telling, &["g"], &["f/"]), ["f.", "f/"]);
         assert_eq!(told(&mut telling, &["h"], &[]), ["g"]);
@@ -272,7 +305,7 @@ mod tests {
 
     #[test]
     fn no_name_is_told_twice_whatever_two_segments_tell() {
-        let mut telling = Telling::default();
+        let mut telling = Telling::new(crate::clock::system().now());
         assert_eq!(told(&mut telling, &["a", "b"], &["sub/"]), ["a", "b", "sub/"]);
         assert_eq!(told(&mut telling, &["b", "t"], &["sub/"]), Vec::<String>::new());
         assert_eq!(told(&mut telling, &["u"], &[]), ["t"]);
@@ -280,10 +313,10 @@ mod tests {
 
     #[test]
     fn nothing_is_told_before_the_records_would_have_come() {
-        let mut telling = Telling::default();
+        let mut telling = Telling::new(crate::clock::system().now());
         assert!(told(&mut telling, &["#1", "+2"], &[]).is_empty());
         assert_eq!(told(&mut telling, &["a", "b"], &[]), ["#1", "+2", "a"]);
-        let mut telling = Telling::default();
+        let mut telling = Telling::new(crate::clock::system().now());
         assert!(told(&mut telling, &["#1"], &[]).is_empty());
         assert!(told(&mut telling, &["a", "b"], &[".trialfs/"]).is_empty());
         assert!(told(&mut telling, &["c"], &[]).is_empty());

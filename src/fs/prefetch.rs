@@ -6,9 +6,9 @@
 //! nor what an open asks: it asks the store as ever, and what was fetched of another version is not
 //! read.
 //!
-//! What must hold: nothing is fetched for whoever reads one file, or looks into many. A file counts
-//! once all of it was read by READs of the kernel; what is fetched ahead is at most
-//! [`AHEAD_RATIO`] times that, and never more than the window of a stream at a time.
+//! What must hold: nothing is fetched for whoever reads one file, or several in no order. A file
+//! counts once all of it was read by READs of the kernel; what is fetched ahead of one reader is at
+//! most [`AHEAD_RATIO`] times that in all, and never more than the window of a stream at a time.
 //!
 //! Cost: the GETs of what is fetched, which its readers are spared.
 
@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 
 use super::Fs;
 use super::revalidate::SMALL_BYTES_MAX;
+use crate::namespace::Namespace;
 use crate::namespace::inode::SeenEntry;
 use crate::read::Version;
 use crate::types::{Ino, Name};
@@ -40,12 +41,6 @@ struct Run {
     read: u64,
     /// Bytes that were fetched ahead.
     fetched: u64,
-}
-
-/// A large file among those of its directory, in their order.
-struct Neighbours {
-    before: Option<Name>,
-    behind: Vec<(Name, Version)>,
 }
 
 impl Runs {
@@ -76,19 +71,22 @@ impl Fs {
     /// A file is about to be read: fetches what most likely is read next.
     pub(super) fn fetch_following(&self, ino: Ino) {
         let Some((directory, name, version)) = self.large_file(ino) else { return };
-        let Some(neighbours) = self.neighbours(directory, &name) else { return };
-        let mut run = self.runs.take(directory, neighbours.before.as_ref(), &name, &version);
+        let before = self.name_before(directory, &name);
+        let mut run = self.runs.take(directory, before.as_ref(), &name, &version);
         if run.last.0 != name {
             run.read += if self.reader.is_read(&run.last.1) { run.last.1.size } else { 0 };
             run.last = (name, version);
         }
         let mut window = self.reader.window_bytes_max();
-        for (_, next) in &neighbours.behind {
-            let room = window.min((run.read * AHEAD_RATIO).saturating_sub(run.fetched));
-            if room == 0 {
-                break;
-            }
-            run.fetched += self.reader.fetch_ahead(next, room);
+        let room = |run: &Run, window: u64| {
+            window.min((run.read * AHEAD_RATIO).saturating_sub(run.fetched))
+        };
+        let following = match room(&run, window) {
+            0 => Vec::new(),
+            _ => self.following(directory, &run.last.0, window),
+        };
+        for next in following {
+            run.fetched += self.reader.fetch_ahead(&next, room(&run, window));
             window = window.saturating_sub(next.size);
         }
         self.runs.put(run);
@@ -102,34 +100,52 @@ impl Fs {
         (version.size > SMALL_BYTES_MAX).then_some((inode.parent, name, version))
     }
 
-    /// By the directory's last listing; those that are only here yet need no fetching.
-    fn neighbours(&self, directory: Ino, name: &Name) -> Option<Neighbours> {
+    /// The large file before one, by the directory's last listing.
+    fn name_before(&self, directory: Ino, name: &Name) -> Option<Name> {
         let namespace = self.namespace.lock();
-        let seen = namespace.get(directory)?.directory.seen.as_ref()?;
-        if seen.entries.len() > ENTRIES_MAX {
-            return None;
-        }
-        let (mut before, mut behind) = (None, Vec::new());
-        for (other, entry) in &seen.entries {
-            let SeenEntry::File(remote) = entry else { continue };
-            // What is known of a name is no older than that.
-            let child = namespace.child(directory, other);
-            let (at, etag, size) = match child.map(|child| (child, &child.object)) {
-                Some((child, Some(etag))) if !child.staged => (&child.at, etag, child.size),
-                Some(_) => continue,
-                None => (&remote.at, &remote.etag, remote.size),
-            };
-            if size <= SMALL_BYTES_MAX || other == name {
-                continue;
-            }
-            if other < name {
-                before = before.max(Some(other));
-                continue;
-            }
-            let key = at.clone().or_else(|| namespace.child_key(directory, other))?;
-            behind.push((other.clone(), Version { key, etag: etag.clone(), size }));
-        }
-        behind.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        Some(Neighbours { before: before.cloned(), behind })
+        let before = large_files(&namespace, directory).filter(|(other, _)| *other < name);
+        before.map(|(other, _)| other).max().cloned()
     }
+
+    /// The large files behind one, in their order, until they are so many bytes. Those that are
+    /// only here yet need no fetching.
+    fn following(&self, directory: Ino, name: &Name, bytes: u64) -> Vec<Version> {
+        let namespace = self.namespace.lock();
+        let mut behind: Vec<(&Name, u64)> =
+            large_files(&namespace, directory).filter(|(other, _)| *other > name).collect();
+        behind.sort_unstable();
+        let mut left = bytes;
+        let wanted = behind.into_iter().take_while(|(_, size)| {
+            let more = left > 0;
+            left = left.saturating_sub(*size);
+            more
+        });
+        wanted.filter_map(|(other, _)| version_of(&namespace, directory, other)).collect()
+    }
+}
+
+/// Files that do not come whole with the answer at their open, and their sizes.
+fn large_files(namespace: &Namespace, directory: Ino) -> impl Iterator<Item = (&Name, u64)> {
+    let seen = namespace.get(directory).and_then(|inode| inode.directory.seen.as_ref());
+    let seen = seen.filter(|seen| seen.entries.len() <= ENTRIES_MAX);
+    seen.into_iter().flat_map(|seen| &seen.entries).filter_map(|(name, entry)| match entry {
+        SeenEntry::File(remote) if remote.size > SMALL_BYTES_MAX => Some((name, remote.size)),
+        _ => None,
+    })
+}
+
+/// What is known of a name, which is no older than what the listing told.
+fn version_of(namespace: &Namespace, directory: Ino, name: &Name) -> Option<Version> {
+    let SeenEntry::File(remote) =
+        namespace.get(directory)?.directory.seen.as_ref()?.entries.get(name)?
+    else {
+        return None;
+    };
+    let (at, etag, size) = match namespace.child(directory, name) {
+        Some(child) if child.staged => return None,
+        Some(child) => (&child.at, child.object.as_ref()?, child.size),
+        None => (&remote.at, &remote.etag, remote.size),
+    };
+    let key = at.clone().or_else(|| namespace.child_key(directory, name))?;
+    Some(Version { key, etag: etag.clone(), size })
 }

@@ -2,12 +2,13 @@
 //! one does once their time is up: a listing answers for all of them, or a page of it for the next
 //! thousand.
 //!
-//! Owns when that pays, and the page. Does not own the whole listing (`directories`).
+//! Owns when that pays, and the page; of two that walk through one directory at a time it serves
+//! neither. Does not own the whole listing (`directories`).
 
 use super::Fs;
-use crate::namespace::inode::{Seen, SeenEntry};
+use crate::namespace::inode::{Inode, Seen, SeenEntry, Walk};
 use crate::namespace::listing::Listing;
-use crate::types::{Ino, Key, Name};
+use crate::types::{Ino, Key, Kind, Name};
 
 /// Names asked for singly, for each page that a listing takes, before it is made: with fewer the
 /// listing costs more than it spares.
@@ -48,13 +49,27 @@ impl Fs {
         match pays {
             Pays::Asking => return None,
             Pays::Whole => drop(self.list_directory(parent).await.ok()?),
-            Pays::Page(before) => self.learn_page(parent, before).await?,
+            Pays::Page(before) => self.learn_page(parent, before).await.unwrap_or_default(),
         }
-        self.known(parent, name)
+        let found = self.known(parent, name);
+        if found.is_none()
+            && let Some(directory) = self.namespace.lock().directory_mut(parent)
+        {
+            directory.walk = Walk::default(); // it did not pay: not at the very next name again
+        }
+        found
     }
 
     fn what_pays(&self, parent: Ino, name: &Name) -> Pays {
+        let pages_pay = self.bucket.lists_behind() && self.moves.is_idle();
+        if self.ttl().is_zero() {
+            return Pays::Asking; // an answer is for one question alone
+        }
         let mut namespace = self.namespace.lock();
+        let is_link = |child: &Inode| child.kind == Kind::Symlink;
+        if namespace.child(parent, name).is_some_and(is_link) {
+            return Pays::Asking; // which is always asked for
+        }
         let Some(directory) = namespace.directory_mut(parent) else { return Pays::Asking };
         let Some(seen) = &directory.seen else { return Pays::Asking };
         if !matches!(seen.entries.get(name), Some(SeenEntry::File(_))) {
@@ -68,34 +83,34 @@ impl Fs {
                 false => Pays::Asking,
             };
         }
-        if directory.walk.step(name) < STEPS_MIN {
+        if !pages_pay || directory.walk.step(name) < STEPS_MIN {
             return Pays::Asking;
         }
         let files = seen.entries.iter().filter(|(_, seen)| matches!(seen, SeenEntry::File(_)));
         Pays::Page(files.map(|(other, _)| other).filter(|other| *other < name).max().cloned())
     }
 
-    /// Learns the page of a directory that begins behind a name: 1 LIST, and what records cost.
-    /// `None`: it can't be had, or a rename that is on its way may bring names from elsewhere.
+    /// Learns the page of a directory that begins behind a name: 2 LISTs, and what new records
+    /// cost. `None`: it can't be had, or a rename on its way may bring names from elsewhere.
     async fn learn_page(&self, ino: Ino, before: Option<Name>) -> Option<()> {
-        let (prefix, asked, stale_records) = {
+        let (prefix, asked) = {
             let namespace = self.namespace.lock();
-            let stale_records = self.records_stale(&namespace, ino);
-            (namespace.key(ino)?, namespace.asked(self.clock.now()), stale_records)
+            (namespace.key(ino)?, namespace.asked(self.clock.now()))
         };
         let renames = self.moves.epoch();
-        if stale_records {
-            self.load_records(ino).await.ok()?;
-        }
         let below = prefix.as_str();
-        let page = match before {
-            Some(name) => {
-                let start = Key::new(format!("{below}{name}"));
-                self.bucket.list_behind(below, true, &start, PAGE_ENTRIES).await
+        let page = async {
+            match before {
+                Some(name) => {
+                    let start = Key::new(format!("{below}{name}"));
+                    self.bucket.list_behind(below, true, &start, PAGE_ENTRIES).await
+                }
+                None => self.bucket.list(below, true, None, PAGE_ENTRIES).await,
             }
-            None => self.bucket.list(below, true, None, PAGE_ENTRIES).await,
         };
-        let page = page.ok()?;
+        // It does not show whether there are records: one may say since that a name is a link.
+        let (page, records) = tokio::join!(page, self.load_records(ino));
+        let (page, ()) = (page.ok()?, records.ok()?);
         if !self.moves.is_idle() || self.moves.epoch() != renames {
             return None;
         }

@@ -118,7 +118,7 @@ pub struct Directory {
     /// Anything under `<dir>/.trialfs/`.
     pub control: Presence,
     pub seen: Option<Seen>,
-    /// The same of one page of a long one, that somebody walks through.
+    /// The same of a page of one that has many.
     pub page: Option<Seen>,
     /// How many names were asked for one by one since `seen`.
     pub asked_singly: usize,
@@ -264,6 +264,12 @@ pub struct Inode {
 }
 
 impl Inode {
+    /// Whether a later question than this one was answered about it: what a listing that took
+    /// long tells does not overrule that.
+    pub fn is_checked_after(&self, asked: Asked) -> bool {
+        self.checked.is_some_and(|checked| checked > asked.at)
+    }
+
     pub fn new(
         ino: Ino,
         parent: Ino,
