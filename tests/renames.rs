@@ -329,6 +329,71 @@ async fn a_file_of_another_tool_at_the_new_name_outlives_a_directory_that_is_ren
     }
 }
 
+/// Of a second rename too: the first leaves records in the directory that both names are in.
+#[tokio::test(start_paused = true)]
+async fn a_rename_after_another_takes_three_round_trips_too() {
+    let store = MemoryStore::new(clock::system());
+    let mount = Mount::new(&store);
+    mount.fill().await;
+    mount.rename((Ino::ROOT, "run"), (Ino::ROOT, "first")).await.unwrap();
+    for name in ["a", "b", "c"] {
+        let directory = mount.mkdir(Ino::ROOT, name).await;
+        mount.write(directory, "f", b"content").await;
+        let before = tokio::time::Instant::now();
+        let to = format!("{name}-to");
+        mount.rename((Ino::ROOT, name), (Ino::ROOT, &to)).await.unwrap();
+        let rounds = before.elapsed().as_millis() / ROUND_TRIP.as_millis();
+        assert!(rounds <= 3, "{rounds} round trips of {name}");
+    }
+}
+
+/// Records of a directory that an S3 client removed would have been taken for those of the one that
+/// comes to its name, and its own thrown away.
+#[tokio::test(start_paused = true)]
+async fn records_of_a_directory_that_is_gone_do_not_speak_of_the_one_renamed_there() {
+    let store = MemoryStore::new(clock::system());
+    let mount = Mount::new(&store);
+    let private = SetAttributes { mode: Some(0o600), ..SetAttributes::default() };
+    let gone = mount.mkdir(Ino::ROOT, "gone").await;
+    let old = mount.write(gone, "f", b"old").await;
+    mount.fs.setattr(old, SetAttributes { mode: Some(0o640), ..private }).await.unwrap();
+    mount.fs.fsyncdir(gone).await.unwrap();
+    let is_record = |key: &str| key.starts_with("gone/.trialfs/attrs.");
+    assert!(store.objects().keys().any(|key| is_record(key)));
+    for key in ["gone/f", "gone/"] {
+        store.delete(&Key::new(key), None).await.unwrap();
+    }
+    let new = mount.mkdir(Ino::ROOT, "new").await;
+    let file = mount.write(new, "f", b"new").await;
+    mount.fs.setattr(file, private).await.unwrap();
+    mount.rename((Ino::ROOT, "new"), (Ino::ROOT, "gone")).await.unwrap();
+    settled(&store).await;
+    let other = Mount::new(&store);
+    let gone = other.find(Ino::ROOT, "gone").await.unwrap();
+    let file = other.find(gone, "f").await.unwrap();
+    assert_eq!(other.fs.getattr(file).await.unwrap().stat.attributes.mode, 0o600);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_another_node_renamed_away_is_free_at_once() {
+    for replace in [Replace::Allowed, Replace::Refused] {
+        let store = MemoryStore::new(clock::system());
+        let (mount, other) = (Mount::new(&store), Mount::new(&store));
+        mount.fill().await;
+        let directory = other.mkdir(Ino::ROOT, "mine").await;
+        other.write(directory, "f", b"content").await;
+        mount.rename((Ino::ROOT, "run"), (Ino::ROOT, "away")).await.unwrap();
+        // Its keys stand at the old name for more than a second.
+        let names = (OsStr::new("mine"), OsStr::new("run"));
+        other.fs.rename(Ino::ROOT, names.0, Ino::ROOT, names.1, replace).await.unwrap();
+        settled(&store).await;
+        let run = mount.find(Ino::ROOT, "run").await.unwrap();
+        assert_eq!(mount.names(run).await, ["f"], "{replace:?}");
+        let away = mount.find(Ino::ROOT, "away").await.unwrap();
+        mount.whole(away).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn two_nodes_that_rename_one_directory_leave_one_whole() {
     let store = MemoryStore::new(clock::system());

@@ -10,13 +10,15 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tempfile::TempDir;
 use trialfs::bucket::memory::MemoryStore;
+use trialfs::bucket::{Condition, Metadata, Store};
 use trialfs::clock::{Clock, ulid};
 use trialfs::config::Durability;
 use trialfs::fs::error::Errno;
 use trialfs::fs::{Caller, Closer, Fs, Purpose, Replace};
-use trialfs::types::Ino;
+use trialfs::types::{Ino, Key};
 
 use clock::TestClock;
 use mounts::Setup;
@@ -165,6 +167,30 @@ async fn what_was_listed_a_second_ago_is_asked_again_and_many_files_by_one_listi
         a.write(d, &format!("h{i}"), 0o644, b"ours").await.unwrap();
     }
     assert_eq!(a.requests() - before, 1 + 2 * 100, "1 LIST for all, and their uploads");
+}
+
+/// A directory of two pages that was listed, but few of whose names are in use.
+#[tokio::test(start_paused = true)]
+async fn files_made_in_a_long_directory_do_not_cost_a_listing_each() {
+    let store = Shared::new();
+    for i in 0..1500 {
+        let (key, body) = (Key::new(format!("d/old{i:04}")), Bytes::from_static(b"x"));
+        store.objects.put(&key, body, &Condition::Always, &Metadata::new()).await.unwrap();
+    }
+    let a = Mount::with(&store, |_| {});
+    let d = a.find(Ino::ROOT, "d", Purpose::Unknown).await.unwrap();
+    let handle = a.fs.opendir(d).await.unwrap();
+    for offset in [0, 1000, 1499] {
+        a.fs.read_directory(handle, offset + 2).await.unwrap();
+    }
+    a.fs.releasedir(handle);
+    tokio::time::sleep(TTL * 2).await;
+    let before = a.requests();
+    for i in 0..100 {
+        a.write(d, &format!("new{i}"), 0o644, b"ours").await.unwrap();
+    }
+    let asked = a.requests() - before;
+    assert!(asked <= 2 * 100 + 40, "{asked} requests for 100 files");
 }
 
 #[tokio::test(start_paused = true)]

@@ -114,7 +114,8 @@ impl Fs {
         let directory = &mut inode.directory;
         directory.made += 1;
         let fresh = |at| now.saturating_duration_since(at) < ttl;
-        let pages = pages_of(directory.children.len());
+        let listed = directory.seen.as_ref().map_or(0, |seen| seen.entries.len());
+        let pages = pages_of(listed.max(directory.children.len()));
         let pays = directory.made > ASKS_PER_PAGE * pages && pages <= PAGES_MAX;
         match &directory.seen {
             Some(seen) if fresh(seen.asked.at) && records => {

@@ -139,14 +139,17 @@ pub(super) fn learn_listing(
         (false, false) => Presence::Unknown,
     };
     if inode.changed <= asked.epoch {
-        directory.marker = told(listing.marker);
+        let before = directory.seen.as_ref();
+        let is_newest = before.is_none_or(|before| before.asked.at <= asked.at);
+        if is_newest {
+            directory.marker = told(listing.marker);
+        }
         if directory.records_checked.is_none_or(|checked| checked <= asked.at) {
             directory.control = told(listing.control || directory.own_dirty);
             if directory.control == Presence::Absent {
                 directory.records.clear();
             }
         }
-        let before = directory.seen.as_ref();
         let longer = before.is_some_and(|seen| seen.entries.len() > listing.entries.len());
         let seen = Some(Seen { asked, entries: listing.entries, whole });
         if longer && !whole {
@@ -155,9 +158,8 @@ pub(super) fn learn_listing(
             if !directory.page.as_ref().is_some_and(lasts) {
                 directory.page = seen;
             }
-            return listing.odd;
-        }
-        if before.is_none_or(|before| before.asked.at <= asked.at) {
+            directory.made = 0;
+        } else if is_newest {
             directory.seen = seen;
             (directory.asked_singly, directory.made) = (0, 0);
         }

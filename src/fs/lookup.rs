@@ -219,7 +219,8 @@ impl Fs {
         let whole = self.learn_first_page(Ino::ROOT, asked).await?;
         let mut namespace = self.namespace.lock();
         let seen = namespace.get(Ino::ROOT).and_then(|root| root.directory.seen.as_ref());
-        if whole && seen.is_some_and(|seen| !seen.entries.contains_key(name)) {
+        let told = seen.filter(|seen| seen.whole && seen.asked.at >= asked.at);
+        if whole && told.is_some_and(|seen| !seen.entries.contains_key(name)) {
             namespace.learn_absent(Ino::ROOT, name, asked);
             return Ok(Some(namespace.child(Ino::ROOT, name).map(|child| child.ino)));
         }
@@ -254,7 +255,9 @@ impl Fs {
         }
         let mut namespace = self.namespace.lock();
         if let Some(inode) = namespace.get_mut(ino) {
-            inode.checked = Some(asked.at);
+            if ino == Ino::ROOT || listing.exists() {
+                inode.checked = inode.checked.max(Some(asked.at));
+            }
             listing.newest.into_iter().for_each(|newest| inode.see_newest(newest));
         }
         let odd = learn_listing(&mut namespace, ino, listing, asked, whole);

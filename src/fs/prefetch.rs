@@ -71,7 +71,7 @@ impl Fs {
     /// A file is about to be read: fetches what most likely is read next.
     pub(super) fn fetch_following(&self, ino: Ino) {
         let Some((directory, name, version)) = self.large_file(ino) else { return };
-        let before = self.name_before(directory, &name);
+        let Some(before) = self.name_before(directory, &name) else { return };
         let mut run = self.runs.take(directory, before.as_ref(), &name, &version);
         if run.last.0 != name {
             run.read += if self.reader.is_read(&run.last.1) { run.last.1.size } else { 0 };
@@ -100,11 +100,13 @@ impl Fs {
         (version.size > SMALL_BYTES_MAX).then_some((inode.parent, name, version))
     }
 
-    /// The large file before one, by the directory's last listing.
-    fn name_before(&self, directory: Ino, name: &Name) -> Option<Name> {
+    /// The large file before one, by the directory's last listing; `None` without one of use.
+    fn name_before(&self, directory: Ino, name: &Name) -> Option<Option<Name>> {
         let namespace = self.namespace.lock();
+        let seen = namespace.get(directory)?.directory.seen.as_ref();
+        seen.filter(|seen| seen.entries.len() <= ENTRIES_MAX)?;
         let before = large_files(&namespace, directory).filter(|(other, _)| *other < name);
-        before.map(|(other, _)| other).max().cloned()
+        Some(before.map(|(other, _)| other).max().cloned())
     }
 
     /// The large files behind one, in their order, until they are so many bytes. Those that are
@@ -127,7 +129,6 @@ impl Fs {
 /// Files that do not come whole with the answer at their open, and their sizes.
 fn large_files(namespace: &Namespace, directory: Ino) -> impl Iterator<Item = (&Name, u64)> {
     let seen = namespace.get(directory).and_then(|inode| inode.directory.seen.as_ref());
-    let seen = seen.filter(|seen| seen.entries.len() <= ENTRIES_MAX);
     seen.into_iter().flat_map(|seen| &seen.entries).filter_map(|(name, entry)| match entry {
         SeenEntry::File(remote) if remote.size > SMALL_BYTES_MAX => Some((name, remote.size)),
         _ => None,

@@ -48,8 +48,8 @@ impl Fs {
         // What fails here is asked for again, and answered, by the name itself.
         match pays {
             Pays::Asking => return None,
-            Pays::Whole => drop(self.list_directory(parent).await.ok()?),
-            Pays::Page(before) => self.learn_page(parent, before).await.unwrap_or_default(),
+            Pays::Whole => drop(self.list_directory(parent).await),
+            Pays::Page(before) => drop(self.learn_page(parent, before).await),
         }
         let found = self.known(parent, name);
         if found.is_none()

@@ -264,8 +264,8 @@ pub struct Inode {
 }
 
 impl Inode {
-    /// Whether a later question than this one was answered about it: what a listing that took
-    /// long tells does not overrule that.
+    /// Whether a later question than this one was answered about it, or it was touched since: an
+    /// earlier answer that comes late, as of a long listing, does not overrule that.
     pub fn is_checked_after(&self, asked: Asked) -> bool {
         self.checked.is_some_and(|checked| checked > asked.at)
     }

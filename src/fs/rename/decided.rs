@@ -12,7 +12,7 @@ use crate::checkpoint::moves::{Intent, Stop, Survey};
 use crate::checkpoint::record::{Escaped, Suffix};
 use crate::clock::ulid;
 use crate::fs::Fs;
-use crate::fs::checkpoints::Place;
+use crate::fs::checkpoints::{Place, Settled};
 use crate::fs::error::Errno;
 use crate::fs::learning::{learn_directory, learn_file, remote};
 use crate::fs::moves::Rename;
@@ -23,7 +23,7 @@ use crate::types::{Ino, Key, Kind};
 /// How often a rename is tried that others were in the way of.
 const TRIES_MAX: usize = 3;
 
-/// Entries that tell whether anything is at the new name, and for whom.
+/// Entries of the LIST that tells whether a directory is at the new name.
 const LOOK_MAX: u16 = 1000;
 
 /// How one try ended.
@@ -57,6 +57,7 @@ impl Fs {
                     }
                     self.finish_renames(plan.from.as_str()).await?;
                     self.finish_renames(plan.to.as_str()).await?;
+                    self.ask(plan.to_parent, &plan.to_name).await?; // as it is after these
                     for place in [places.0, places.1].into_iter().flatten() {
                         self.settle_sealed(place).await?;
                     }
@@ -99,7 +100,7 @@ impl Fs {
         let intent = Intent::Move { nonce };
         let (pointed, target, kept) = tokio::join!(
             mover.run(&intent),
-            self.target_of(plan),
+            self.target_of(plan, places.1),
             self.keep_directory(plan.from_parent),
         );
         let ended = pointed?;
@@ -110,10 +111,14 @@ impl Fs {
             (_, Ok(Some(target))) => self.refuse_target(target).err(),
             (_, Ok(None)) => None,
         };
+        // What was not known of yet may be on its way to another name: the next try knows.
         let unforeseen = !over && target.is_ok_and(|target| target.is_some());
         if refused.is_some() || unforeseen {
             self.withdraw_rename(&mover, &intent).await?;
-            return refused.map_or(Ok(Tried::Again), Err);
+            return match refused {
+                Some(errno) if !unforeseen || known.is_some() => Err(errno),
+                _ => Ok(Tried::Again),
+            };
         }
         let (surveyed, undecided) = tokio::join!(mover.survey(), self.is_either_undecided(places));
         let Surveyed { mut survey, nested, odd, long } = surveyed?;
@@ -149,27 +154,35 @@ impl Fs {
 
     /// What stands at the new name: by its own keys alone, since the records that are written
     /// meanwhile are of this very rename, and hide what is there.
-    async fn target_of(&self, plan: &Move) -> Result<Option<Ino>, Errno> {
+    async fn target_of(&self, plan: &Move, place: Option<&Place>) -> Result<Option<Ino>, Errno> {
         let (parent, name) = (plan.to_parent, &plan.to_name);
         if let Some(ino) = self.known(parent, name) {
             return Ok(Some(ino));
         }
-        let (key, asked) = {
-            let namespace = self.namespace.lock();
-            let key = namespace.child_key(parent, name).ok_or(Errno::ESTALE)?;
-            (key, namespace.asked(self.clock.now()))
+        let key = self.namespace.lock().child_key(parent, name).ok_or(Errno::ESTALE)?;
+        let below = Key::new(format!("{key}/"));
+        let (file, page, asked) = loop {
+            let asked = self.namespace.lock().asked(self.clock.now());
+            let list = self.bucket.list(below.as_str(), true, None, LOOK_MAX);
+            let settling = self.settle_if_any(place);
+            let (file, page, settled) = tokio::join!(self.bucket.head(&key), list, settling);
+            if settled? == Settled::Already {
+                break (file, page, asked);
+            }
         };
-        let below = format!("{key}/");
-        let (file, page) =
-            tokio::join!(self.bucket.head(&key), self.bucket.list(&below, true, None, LOOK_MAX));
         let file = match file {
             Err(BucketError::NotFound | BucketError::WrongKind) => None,
             other => Some(remote(&other?)),
         };
+        // What a transaction of ours removes is gone.
+        let file = file.filter(|_| !place.is_some_and(|place| self.hides(place)));
         let mut listing = Listing::default();
         match page {
             Err(BucketError::NotFound | BucketError::WrongKind) => {}
-            other => listing.add(&below, other?),
+            other => listing.add(below.as_str(), other?),
+        }
+        if !listing.exists() && listing.control {
+            self.bury(&below).await?; // a former directory's, which would speak of the new one
         }
         let mut namespace = self.namespace.lock();
         let learnt = match file {
