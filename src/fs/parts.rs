@@ -65,8 +65,8 @@ struct Telling {
     last_file: String,
     /// When it was asked last whether there are records.
     records_at: Instant,
-    /// There are records that nobody has loaded, or the store does not list in the order of bytes (S3 directory buckets):
-    /// the rest is told at the end.
+    /// There are records that nobody has loaded, or the store does not list in the order of bytes
+    /// (S3 directory buckets): the rest is told at the end.
     waits: bool,
 }
 
