@@ -207,7 +207,7 @@ impl Namespace {
         self.may_learn(parent, name, asked)?;
         if let Some(inode) = self.child(parent, name) {
             let ino = inode.ino;
-            if inode.staged || inode.changed > asked.epoch || inode.is_checked_after(asked) {
+            if inode.is_newer_than(asked) {
                 return Some(Learnt { ino, changed: false });
             }
             let copied = remote.copy_of.is_some() && inode.object == remote.copy_of;
@@ -285,9 +285,7 @@ impl Namespace {
                 }
                 inode.ino
             }
-            Some(inode)
-                if inode.staged || inode.changed > asked.epoch || inode.is_checked_after(asked) =>
-            {
+            Some(inode) if inode.is_newer_than(asked) => {
                 return Some(Learnt { ino: inode.ino, changed: false });
             }
             other => {
@@ -323,8 +321,7 @@ impl Namespace {
     pub fn learn_absent(&mut self, parent: Ino, name: &Name, asked: Asked) -> Option<Ino> {
         let inode = self.child(parent, name)?;
         let ino = inode.ino;
-        let newer = inode.changed > asked.epoch || inode.is_checked_after(asked);
-        if inode.staged || newer || self.has_local_below(ino) {
+        if inode.is_newer_than(asked) || self.has_local_below(ino) {
             return None;
         }
         self.detach(ino);

@@ -192,8 +192,8 @@ impl Reader {
         }
         let entry = &handle.hold.entry;
         let mut fetch = handle.ahead.lock().on_read(&range, size, self.limits());
-        if size <= CHECKED_BYTES_MAX.min(self.fill_bytes_max) {
-            fetch = 0..size; // by one GET, whose body the store's checksum is compared with
+        if self.comes_whole(size) {
+            fetch = 0..size;
         }
         let plan = self.plan(entry, &range, &fetch);
         if plan.refused {
@@ -238,7 +238,7 @@ impl Reader {
         if !self.catalog.disk.is_usable() {
             return 0;
         }
-        let block = match version.size <= CHECKED_BYTES_MAX.min(self.fill_bytes_max) {
+        let block = match self.comes_whole(version.size) {
             true => version.size,
             false => self.fill_bytes_max,
         };
@@ -371,6 +371,12 @@ impl Reader {
             disk_errors: c.disk_errors.get(),
             degraded: !catalog.disk.is_usable(),
         }
+    }
+
+    /// Whether an object of this size comes by one GET, whose body the store's checksum is compared
+    /// with.
+    fn comes_whole(&self, size: u64) -> bool {
+        size <= CHECKED_BYTES_MAX.min(self.fill_bytes_max)
     }
 
     fn limits(&self) -> Limits {

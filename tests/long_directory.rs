@@ -64,24 +64,26 @@ impl Node {
             let (key, body) = (Key::new(format!("d/{i:06}")), Bytes::from_static(b"x"));
             memory.put(&key, body, &Condition::Always, &Metadata::new()).await.unwrap();
         }
-        let store = Steered::new(memory, Slow::default());
-        let disk = TempDir::new().unwrap();
+        Self::on(Steered::new(memory, Slow::default()), clock).await
+    }
+
+    async fn on(store: Arc<Steered<Slow>>, clock: Arc<dyn Clock>) -> Self {
+        let (disk, wait) = (TempDir::new().unwrap(), Duration::from_secs(60));
         let id = ulid(&*clock);
-        let wait = Duration::from_secs(60);
         let (fs, _) = Setup::new(store.clone(), clock, disk.path(), id, wait).mount().unwrap();
         let directory = fs.lookup(Ino::ROOT, OsStr::new("d"), |_| Purpose::Unknown).await.unwrap();
         Self { fs, directory: directory.stat.ino, store, _disk: disk }
     }
 
-    /// What another node has that works in the same bucket.
-    async fn other(&self) -> (Arc<Fs>, Ino, TempDir) {
-        let clock: Arc<dyn Clock> = Arc::new(TestClock::from(1));
-        let (disk, wait) = (TempDir::new().unwrap(), Duration::from_secs(60));
-        let id = ulid(&*clock);
-        let setup = Setup::new(self.store.clone(), clock, disk.path(), id, wait);
-        let (fs, _) = setup.mount().unwrap();
-        let directory = fs.lookup(Ino::ROOT, OsStr::new("d"), |_| Purpose::Unknown).await.unwrap();
-        (fs, directory.stat.ino, disk)
+    /// Another node that works in the same bucket.
+    async fn other(&self) -> Self {
+        Self::on(self.store.clone(), Arc::new(TestClock::from(1))).await
+    }
+
+    /// Makes a link.
+    async fn link(&self, name: &str) {
+        let (name, target) = (OsStr::new(name), OsStr::new("target"));
+        self.fs.symlink(self.directory, name, target, CALLER).await.unwrap();
     }
 
     async fn look(&self, name: &str) -> Result<Entry, Errno> {
@@ -211,11 +213,11 @@ async fn stats_of_all_names_in_their_order_cost_two_listings_for_each_page() {
 async fn a_link_made_elsewhere_meanwhile_is_not_told_as_a_file_by_a_page() {
     let node = Node::with_names().await;
     let names = node.list().await;
-    let (other, directory, _disk) = node.other().await;
+    let other = node.other().await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     let name = &names[100];
-    other.unlink(directory, OsStr::new(name)).await.unwrap();
-    other.symlink(directory, OsStr::new(name), OsStr::new("target"), CALLER).await.unwrap();
+    other.fs.unlink(other.directory, OsStr::new(name)).await.unwrap();
+    other.link(name).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     for before in &names[50..100] {
         node.look(before).await.unwrap();
@@ -226,12 +228,12 @@ async fn a_link_made_elsewhere_meanwhile_is_not_told_as_a_file_by_a_page() {
 #[tokio::test(start_paused = true)]
 async fn a_link_made_while_a_reader_paused_is_not_told_as_a_file() {
     let node = Node::with_names().await;
-    let (other, directory, _disk) = node.other().await;
+    let other = node.other().await;
     let handle = node.fs.opendir(node.directory).await.unwrap();
     let mut read = node.read(handle, 0).await.len();
     tokio::time::sleep(Duration::from_secs(30)).await;
-    let link = OsStr::new("030400x");
-    other.symlink(directory, link, OsStr::new("target"), CALLER).await.unwrap();
+    let link = "030400x";
+    other.link(link).await;
     tokio::time::sleep(Duration::from_secs(30)).await;
     let mut told = None;
     loop {
@@ -240,10 +242,10 @@ async fn a_link_made_while_a_reader_paused_is_not_told_as_a_file() {
             break;
         }
         read += more.len();
-        told = told.or_else(|| more.into_iter().find(|(name, _)| link == &name[..]));
+        told = told.or_else(|| more.into_iter().find(|(name, _)| name == link));
     }
     assert_eq!(told.expect("it is told").1.stat.kind, Kind::Symlink);
-    assert_eq!(node.look("030400x").await.unwrap().stat.kind, Kind::Symlink);
+    assert_eq!(node.look(link).await.unwrap().stat.kind, Kind::Symlink);
 }
 
 /// What a part told was taken for as young as what a stat had been told since.

@@ -24,7 +24,7 @@ use crate::types::{Ino, Key, Kind, Name};
 /// How often a name is asked for that changes here while it is.
 const ASKS_MAX: usize = 8;
 /// How many children one LIST page can tell of while a single name is asked for.
-const LOOKUP_LIST_MAX: u16 = 1000;
+pub(super) const LOOKUP_LIST_MAX: u16 = 1000;
 
 impl Fs {
     /// Waits until the inode that a name leads to may be known, if it is not yet: before a lookup.

@@ -264,10 +264,12 @@ pub struct Inode {
 }
 
 impl Inode {
-    /// Whether a later question than this one was answered about it, or it was touched since: an
-    /// earlier answer that comes late, as of a long listing, does not overrule that.
-    pub fn is_checked_after(&self, asked: Asked) -> bool {
-        self.checked.is_some_and(|checked| checked > asked.at)
+    /// Whether an answer to this question is not to be learnt: it is this node's alone, was changed
+    /// or touched here since, or a later question was answered. So no answer that comes late, as of
+    /// a long listing, overrules what is newer.
+    pub fn is_newer_than(&self, asked: Asked) -> bool {
+        let checked_after = self.checked.is_some_and(|checked| checked > asked.at);
+        self.staged || self.changed > asked.epoch || checked_after
     }
 
     pub fn new(

@@ -15,6 +15,7 @@ use crate::fs::Fs;
 use crate::fs::checkpoints::{Place, Settled};
 use crate::fs::error::Errno;
 use crate::fs::learning::{learn_directory, learn_file, remote};
+use crate::fs::lookup::LOOKUP_LIST_MAX;
 use crate::fs::moves::Rename;
 use crate::namespace::inode::Presence;
 use crate::namespace::listing::Listing;
@@ -22,9 +23,6 @@ use crate::types::{Ino, Key, Kind};
 
 /// How often a rename is tried that others were in the way of.
 const TRIES_MAX: usize = 3;
-
-/// Entries of the LIST that tells whether a directory is at the new name.
-const LOOK_MAX: u16 = 1000;
 
 /// How one try ended.
 enum Tried {
@@ -163,7 +161,7 @@ impl Fs {
         let below = Key::new(format!("{key}/"));
         let (file, page, asked) = loop {
             let asked = self.namespace.lock().asked(self.clock.now());
-            let list = self.bucket.list(below.as_str(), true, None, LOOK_MAX);
+            let list = self.bucket.list(below.as_str(), true, None, LOOKUP_LIST_MAX);
             let settling = self.settle_if_any(place);
             let (file, page, settled) = tokio::join!(self.bucket.head(&key), list, settling);
             if settled? == Settled::Already {
