@@ -83,6 +83,7 @@ mod staged;
 mod staging;
 mod state;
 mod transfer;
+mod unused;
 mod uploader;
 
 pub mod extents;
@@ -167,7 +168,7 @@ impl Writer {
         config: WriteConfig,
     ) -> io::Result<Arc<Self>> {
         let runtime = Handle::try_current().map_err(io::Error::other)?;
-        let (journal, left) = Journal::open(&config.dir)?.unzip();
+        let (journal, left) = Journal::open(&config.dir, clock.random())?.unzip();
         let left = left.unwrap_or_default();
         let kept = left.iter().map(|intent| intent.file.as_str()).collect();
         let (staging, quarantined_at_start) = StagingDir::open(&config.dir, &kept)?;

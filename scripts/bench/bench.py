@@ -25,6 +25,8 @@ from subjects import servers
 MIB = work.MIB
 # What one subject leaves on the disk in a round: its save and the rest in the store, and in two caches.
 ROUND_BYTES = 2 << 30
+# Rows that move much, and the memory that each subject finds at hand for them.
+HEAVY_ROWS, HEAVY_BYTES = ("save", "restore"), 2 << 30
 # What each row shows: figure, what it is held against, whether more is better, words.
 SHOWN = {
     "save": [("closed_s", "plain", "save, all closed, s"), ("durable_s", "raw", "save, all in the bucket, s")],
@@ -101,6 +103,8 @@ class Run:
 
 def measure(run: Run, row: str, tree) -> dict[str, float]:
     quick = run.options.quick
+    if row in HEAVY_ROWS:
+        work.have_memory_at_hand(HEAVY_BYTES // (8 if quick else 1))
     files = work.checkpoint(0.125 if quick else 1.0)
     count = 200 if quick else 1000
     name = tree if isinstance(tree, str) else None

@@ -7,6 +7,7 @@ the same bytes. Owns the work and its check. Does not own mounts, rounds and tab
 
 import hashlib
 import json
+import mmap
 import os
 import pathlib
 import random
@@ -49,6 +50,13 @@ class Content:
         finally:
             os.close(fd)
         assert got == size, f"{path} has {got} of {size} bytes"
+
+
+def have_memory_at_hand(size: int):
+    """Touches memory and gives it back to the kernel. The host of a virtual machine may take free
+    memory away within seconds, and whoever comes next would pay for having it again."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
+    memory.close()
 
 
 def read_full(fd: int, size: int) -> bytes:

@@ -47,6 +47,14 @@ impl Backing {
             Self::Cached(file) => file,
         }
     }
+
+    /// While what it returns lives, the file is no other one's.
+    pub fn hold(&self) -> Arc<dyn Send + Sync> {
+        match self {
+            Self::Staged(staged) => staged.hold(),
+            Self::Cached(file) => file.clone(),
+        }
+    }
 }
 
 /// A whole cached file that the kernel reads by itself, and what keeps it in the cache.

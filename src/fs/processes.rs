@@ -3,6 +3,8 @@
 //! Owns reading it. Does not own what follows. Nothing here touches a file of a mount: that would
 //! wait for ourselves.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -71,10 +73,19 @@ pub fn killed_by_signal(pid: u32) -> bool {
     flags.is_some_and(|flags| flags & killed == killed)
 }
 
-/// Of `/proc/<pid>/status`, which waits for nobody; also where it can't be read.
+/// Of `/proc/<pid>/statm`, which waits for nobody; also where it can't be read. All zeros of a
+/// process that has none.
 fn has_memory(pid: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
-    status.map_or(true, |status| status.lines().any(|line| line.starts_with("VmSize:")))
+    let mut buffer = [0; 32];
+    let sizes = read_start(&format!("/proc/{pid}/statm"), &mut buffer);
+    sizes.map_or(true, |sizes| !sizes.starts_with(b"0 "))
+}
+
+/// What fits of a file that the kernel makes up while it is read: in one look, whose cost is that
+/// of making it up.
+pub(super) fn read_start<'a>(path: &str, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
+    let read = File::open(path)?.read(buffer)?;
+    Ok(&buffer[..read])
 }
 
 /// Whether a process (or the one of this thread) has a descriptor to write an inode with. One that

@@ -22,10 +22,12 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::processes::can_be_watched;
+use super::processes::{can_be_watched, read_start};
 
 /// What is looked at of a path, its end included; a longer one is of an unknown purpose.
 const PATH_BYTES_MAX: usize = 4096;
+/// A number and eight words of 64 bits in hexadecimal take less.
+const CALL_BYTES_MAX: usize = 256;
 /// How often a thread is looked at that does not sleep yet: it has asked us, and is about to.
 const LOOKS_MAX: usize = 8;
 /// How long a look waits for another one.
@@ -93,10 +95,12 @@ pub fn purpose(thread: u32, sought: Sought<'_>) -> Purpose {
 }
 
 fn look(thread: u32, sought: Sought<'_>) -> io::Result<Purpose> {
+    let file = format!("/proc/{thread}/syscall");
     for _ in 0..LOOKS_MAX {
-        let text = std::fs::read_to_string(format!("/proc/{thread}/syscall"))?;
+        let mut buffer = [0; CALL_BYTES_MAX];
+        let text = std::str::from_utf8(read_start(&file, &mut buffer)?).unwrap_or_default();
         if text != "running\n" {
-            let call = Call::parse(&text);
+            let call = Call::parse(text);
             let of = |call: Call| call.purpose(thread, sought, |at| path_of(thread, at));
             return call.map_or(Ok(Purpose::Unknown), of);
         }

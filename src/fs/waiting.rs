@@ -17,9 +17,9 @@
 //!    only away, and at unmount: then only over what the file replaced.
 //! 5. Uploads begin in a lull of local writing (`write`), or as soon as anybody waits for one.
 
+mod jobs;
 mod waiters;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +33,7 @@ use crate::bucket::Condition;
 use crate::checkpoint::rules::pointers::CommitRecord;
 use crate::types::{ETag, Ino, Key};
 use crate::write::{Before, CloseId, Next, Queue, Role, Staged, Uploaded, Why};
+use jobs::Jobs;
 
 /// Uploads of closed files at a time; parts have a bound of their own.
 const UPLOADS_MAX: usize = 16;
@@ -52,7 +53,7 @@ pub(super) struct Waiting {
 #[derive(Debug, Default)]
 struct State {
     queue: Queue,
-    jobs: BTreeMap<CloseId, Job>,
+    jobs: Jobs,
     running: usize,
     retry_planned: bool,
     /// Those who wait for an upload: while there are any, none gives way.
@@ -121,8 +122,7 @@ impl Waiting {
     /// The entries of one file, with what each replaced.
     pub fn of(&self, file: &OpenFile) -> Vec<(CloseId, Job)> {
         let state = self.state.lock();
-        let jobs = state.jobs.iter().filter(|(_, job)| std::ptr::eq(&*job.file, file));
-        jobs.map(|(id, job)| (*id, job.clone())).collect()
+        state.jobs.of(file).map(|(id, job)| (id, job.clone())).collect()
     }
 }
 
@@ -157,9 +157,9 @@ impl Fs {
         let mut state = self.waiting.state.lock();
         for (old, how) in superseded {
             state.queue.done(*old);
-            match (how, state.jobs.get_mut(old)) {
+            match (how, state.jobs.get_mut(*old)) {
                 (Superseded::EntryStays, Some(job)) => job.state = JobState::Superseded,
-                (Superseded::EntryGone, _) => drop(state.jobs.remove(old)),
+                (Superseded::EntryGone, _) => drop(state.jobs.remove(*old)),
                 (Superseded::EntryStays, None) => {}
             }
         }
@@ -180,7 +180,7 @@ impl Fs {
                 }
                 let Some(next) = state.queue.next_ready() else { return };
                 let (Next::Upload(id) | Next::Refuse(id)) = next;
-                let Some(job) = state.jobs.get_mut(&id) else {
+                let Some(job) = state.jobs.get_mut(id) else {
                     state.queue.done(id);
                     continue;
                 };
@@ -229,7 +229,7 @@ impl Fs {
     async fn upload_closed(&self, id: CloseId, job: &Job, again: bool) -> Result<Outcome, Errno> {
         let _tree = self.tree.read().await;
         let io = job.file.io.lock().await;
-        if !self.waiting.state.lock().jobs.contains_key(&id) {
+        if !self.waiting.state.lock().jobs.contains(id) {
             return Ok(Outcome::Gone);
         }
         let current = job.is_current();
@@ -311,7 +311,7 @@ impl Fs {
             Err(errno) => {
                 let mut state = self.waiting.state.lock();
                 state.queue.failed(id);
-                if let Some(job) = state.jobs.get_mut(&id)
+                if let Some(job) = state.jobs.get_mut(id)
                     && !job.is_superseded()
                 {
                     job.state = JobState::Failed;
@@ -339,14 +339,11 @@ impl Fs {
         let Some(journal) = self.writer.journal_if_any() else { return };
         let older: Vec<CloseId> = {
             let mut state = self.waiting.state.lock();
-            let older = state
-                .jobs
-                .range(..id)
-                .filter(|(_, job)| std::ptr::eq(&*job.file, file) && job.is_superseded());
-            let older: Vec<CloseId> = older.map(|(id, _)| *id).collect();
+            let older = state.jobs.of(file).filter(|(old, job)| *old < id && job.is_superseded());
+            let older: Vec<CloseId> = older.map(|(old, _)| old).collect();
             for id in older.iter().chain([&id]) {
                 state.queue.done(*id);
-                if let Some(job) = state.jobs.remove(id) {
+                if let Some(job) = state.jobs.remove(*id) {
                     job.staged.kept_no_more(*id);
                 }
             }
@@ -375,7 +372,7 @@ impl Fs {
     pub(super) fn hold_back(&self, id: CloseId) {
         let mut state = self.waiting.state.lock();
         state.queue.done(id);
-        if let Some(job) = state.jobs.get_mut(&id) {
+        if let Some(job) = state.jobs.get_mut(id) {
             job.state = JobState::Superseded;
         }
         drop(state);
@@ -385,7 +382,7 @@ impl Fs {
     fn closed_is_prepared(&self, id: CloseId, file: &OpenFile) {
         let mut waiting = self.waiting.state.lock();
         waiting.queue.done(id);
-        if let Some(job) = waiting.jobs.get_mut(&id) {
+        if let Some(job) = waiting.jobs.get_mut(id) {
             job.state = JobState::Prepared;
         }
         drop(waiting);
@@ -397,7 +394,7 @@ impl Fs {
     pub(super) fn forget_closed(&self, id: CloseId) {
         let mut state = self.waiting.state.lock();
         state.queue.done(id);
-        let job = state.jobs.remove(&id);
+        let job = state.jobs.remove(id);
         drop(state);
         if let Some(job) = job {
             job.staged.kept_no_more(id);
@@ -447,7 +444,7 @@ impl Fs {
         let mut waiting = self.waiting.state.lock();
         for (id, job) in &jobs {
             waiting.queue.done(*id);
-            waiting.jobs.remove(id);
+            waiting.jobs.remove(*id);
             job.staged.kept_no_more(*id);
         }
         drop(waiting);
@@ -482,7 +479,7 @@ impl Fs {
     /// mount.
     pub(super) fn is_kept_for_later(&self, file: &OpenFile) -> bool {
         let acknowledged = file.state.lock().acknowledged;
-        acknowledged.is_some_and(|now| self.waiting.state.lock().jobs.contains_key(&now.id))
+        acknowledged.is_some_and(|now| self.waiting.state.lock().jobs.contains(now.id))
     }
 }
 

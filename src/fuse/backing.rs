@@ -10,8 +10,16 @@ use parking_lot::Mutex;
 use super::convert::{attr, open_flags};
 use crate::fs::{Entry, Fs, IoMode, Opened};
 
-/// Inode -> its registration, and how many handles use it.
-pub(super) type Backings = Arc<Mutex<HashMap<u64, (Arc<BackingId>, u32)>>>;
+/// Inode -> its registration.
+pub(super) type Backings = Arc<Mutex<HashMap<u64, Registration>>>;
+
+pub(super) struct Registration {
+    id: Arc<BackingId>,
+    /// How many use it.
+    handles: u32,
+    /// The next handle is passed through to the same file, so it must not be another one's yet.
+    _hold: Arc<dyn Send + Sync>,
+}
 
 pub(super) fn reply_opened(
     fs: &Fs,
@@ -56,14 +64,15 @@ fn back(
 ) -> Option<Arc<BackingId>> {
     let backing = opened.backing.take()?;
     let mut backings = backings.lock();
-    if let Some((id, handles)) = backings.get_mut(&ino) {
-        *handles += 1;
-        return Some(id.clone());
+    if let Some(known) = backings.get_mut(&ino) {
+        known.handles += 1;
+        return Some(known.id.clone());
     }
     match register(backing.file()) {
         Ok(id) => {
             let id = Arc::new(id);
-            backings.insert(ino, (id.clone(), 1));
+            let registration = Registration { id: id.clone(), handles: 1, _hold: backing.hold() };
+            backings.insert(ino, registration);
             Some(id)
         }
         Err(error) => {
@@ -77,9 +86,11 @@ fn back(
 
 pub(super) fn unback(backings: &Backings, ino: u64) {
     let mut backings = backings.lock();
-    let Some((_, handles)) = backings.get_mut(&ino) else { return };
-    *handles -= 1;
-    if *handles == 0 {
-        backings.remove(&ino);
+    let Some(known) = backings.get_mut(&ino) else { return };
+    known.handles -= 1;
+    if known.handles == 0 {
+        let gone = backings.remove(&ino);
+        drop(backings);
+        drop(gone); // which may be the last that has a large file open
     }
 }

@@ -53,34 +53,41 @@ impl Staged {
     /// Returns the state that was acknowledged. An error acknowledges nothing.
     pub async fn acknowledge(&self, closing: Closing) -> Result<Stamp, WriteError> {
         let me = self.me.upgrade().ok_or(BucketError::NotFound)?;
+        let _syncing = self.shared.syncing();
+        let stamp = self.stamp();
+        let size = self.size()?;
+        if size <= INLINE_BYTES_MAX {
+            let mut bytes = vec![0; size as usize];
+            let read = self.disk.read(&mut bytes, 0)?;
+            bytes.truncate(read);
+            let crc = crc_fast::crc64_nvme(&bytes);
+            self.put_in_journal(closing, (read as u64, crc), Some(bytes)).await?;
+            return Ok(stamp);
+        }
         let died = Err(WriteError::disk(libc::EIO, "the acknowledging task died"));
-        self.shared
-            .tasks
-            .spawn(async move { me.acknowledge_now(closing).await })
-            .await
-            .unwrap_or(died)
+        let large = async move {
+            let (synced, crc) = tokio::join!(me.sync_data(), me.checksum(0..size));
+            synced?;
+            let cut = || WriteError::disk(libc::EIO, "cut while it was closed");
+            me.put_in_journal(closing, (size, crc?.ok_or_else(cut)?), None).await
+        };
+        self.shared.tasks.spawn(large).await.unwrap_or(died)?;
+        Ok(stamp)
     }
 
-    async fn acknowledge_now(&self, closing: Closing) -> Result<Stamp, WriteError> {
+    /// Once it stands there the entry stands for the content, whether anybody waits or not.
+    async fn put_in_journal(
+        &self,
+        closing: Closing,
+        (size, crc): (u64, u64),
+        bytes: Option<Vec<u8>>,
+    ) -> Result<(), WriteError> {
+        let me = self.me.upgrade().ok_or(BucketError::NotFound)?;
         let journal = self
             .shared
             .journal
             .get()
             .ok_or(BucketError::Unsupported("acknowledge without a journal"))?;
-        let _syncing = self.shared.syncing();
-        let stamp = self.stamp();
-        let size = self.size()?;
-        let (bytes, crc) = if size <= INLINE_BYTES_MAX {
-            let mut bytes = vec![0; size as usize];
-            let read = self.disk.read(&mut bytes, 0)?;
-            bytes.truncate(read);
-            let crc = crc_fast::crc64_nvme(&bytes);
-            (Some(bytes), crc)
-        } else {
-            let (synced, crc) = tokio::join!(self.sync_data(), self.checksum(0..size));
-            synced?;
-            (None, crc?.ok_or_else(|| WriteError::disk(libc::EIO, "cut while it was closed"))?)
-        };
         let name = if bytes.is_some() { FileName::Unneeded } else { FileName::Needed };
         let Closing { id, opened, before, in_transaction, attributes, replaces } = closing;
         let intent = Intent {
@@ -89,7 +96,7 @@ impl Staged {
             opened,
             key: self.state.lock().key.clone(),
             file: self.disk.name(),
-            size: bytes.as_ref().map_or(size, |bytes| bytes.len() as u64),
+            size,
             crc,
             before,
             in_transaction,
@@ -97,9 +104,8 @@ impl Staged {
             begun: self.transfer.try_lock().ok().and_then(|t| begun(t.open.as_ref()?)),
             bytes,
         };
-        journal.put(intent, name, replaces).await?;
-        self.state.lock().kept = Some((id, crc));
-        Ok(stamp)
+        let noted = move || me.state.lock().kept = Some((id, crc));
+        Ok(journal.put(intent, name, replaces, noted).await?)
     }
 
     async fn sync_data(&self) -> Result<(), WriteError> {
@@ -185,7 +191,7 @@ impl Writer {
         if let Some(journal) = self.shared.journal.get() {
             return Ok(journal);
         }
-        let made = Journal::create(self.shared.staging.dir())?;
+        let made = Journal::create(self.shared.staging.dir(), self.shared.clock.random())?;
         Ok(self.shared.journal.get_or_init(|| made))
     }
 

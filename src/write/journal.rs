@@ -1,7 +1,10 @@
 //! The journal: which files were acknowledged and are not in the bucket yet, on the local disk.
 //!
-//! Owns the store (`redb`), the thread that writes to it, and its group commits. Does not own what
-//! an entry says (`intent`), the order of uploads (`queue`), nor the staged files.
+//! A commit is a record of a log (`log`), synced; a store (`store`) beside it takes over what the
+//! log says when that is full, and at an unmount.
+//!
+//! Owns its making and opening, and the calls to its thread (`keeper`). Does not own what an entry
+//! says (`intent`), the order of uploads (`queue`), nor the staged files.
 //!
 //! What must hold:
 //! 1. When [`Journal::put`] has returned well, the intent survives kill -9 and power loss, and so
@@ -11,42 +14,43 @@
 //!    or the file was removed by its user.
 //! 3. What one commit says holds as a whole or not at all.
 //! 4. After a failed commit nothing more is acknowledged here: every later call fails.
+//! 5. A journal that can't be read whole is left as it is, and nobody goes on without it.
 //!
 //! Of the medium: a sync makes durable what was written before; a torn write is told from a whole
-//! one by its checksum, which is redb's part.
+//! one by its checksum.
 
-use std::collections::HashMap;
+mod keeper;
+mod log;
+mod store;
+
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::time::Duration;
+use std::path::Path;
+use std::sync::mpsc::{self, Sender};
+use std::thread::{self, JoinHandle};
 
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::oneshot;
 
-use super::intent::{BadIntent, Before, Begun, CloseId, Intent};
+use super::intent::{BadIntent, Begun, CloseId, Intent};
 use crate::types::ETag;
+use keeper::Keeper;
+use log::{Changes, Log, Mark};
+use store::Store;
 
-/// The name of the store in the cache directory.
+/// The name of the store in the cache directory, and of its log.
 pub const JOURNAL_FILE: &str = "journal.redb";
+const LOG_FILE: &str = "journal.log";
 /// While it is being made; a crash then leaves no half store under the name above.
 const NEW_FILE: &str = "journal.new";
-const TABLE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("closed-1");
-/// Pages kept in memory, in bytes: what is committed is seldom read.
-const CACHE_BYTES_MAX: usize = 8 << 20;
 /// An empty store larger than this is made anew, in bytes.
 const EMPTY_BYTES_MAX: u64 = 64 << 20;
-/// Calls in one commit: more would hold up the first of them.
-const BATCH_MAX: usize = 256;
-/// What nobody waits for is written down after so long, with what came meanwhile.
-const LAZY_MS_MAX: Duration = Duration::from_millis(20);
 
 /// Where acknowledged files are noted. Dropping it ends its thread after what it was told.
 #[derive(Debug)]
 pub struct Journal {
     calls: Option<Sender<Call>>,
-    thread: Option<std::thread::JoinHandle<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// What a staged file's name is to the disk.
@@ -78,12 +82,14 @@ enum What {
     Nothing,
 }
 
-#[derive(Debug)]
 struct Call {
     what: What,
     /// Nobody waits where there is none.
-    done: Option<oneshot::Sender<Result<(), Failure>>>,
+    done: Option<Done>,
 }
+
+/// What follows a commit, on the journal's thread.
+type Done = Box<dyn FnOnce(Result<(), Failure>) + Send>;
 
 /// Why a commit failed, for each of those that waited.
 #[derive(Debug, Clone)]
@@ -95,77 +101,80 @@ struct Failure {
 impl Journal {
     /// Opens the journal beside the directory of staged files `staged`, and returns what stands in
     /// it, in the order of closes. `None`: there is none. Fails, and leaves it as it is, where it
-    /// can't be read.
-    pub fn open(staged: &Path) -> io::Result<Option<(Self, Vec<Intent>)>> {
-        let path = beside(staged)?.join(JOURNAL_FILE);
+    /// can't be read. A log that is made has `random` for its id.
+    pub fn open(staged: &Path, random: u64) -> io::Result<Option<(Self, Vec<Intent>)>> {
+        let dir = beside(staged)?;
+        let path = dir.join(JOURNAL_FILE);
         if !path.try_exists()? {
             return Ok(None);
         }
-        let store = builder().open(&path).map_err(io::Error::other)?;
-        let intents = read_all(&store)?;
+        let store = Store::open(&path)?;
+        let mark = match store.mark()? {
+            Some(mark) => mark,
+            None => {
+                let mark = make_log(dir, random)?;
+                store.commit(&Changes::new(), mark)?;
+                mark
+            }
+        };
+        let (log, changes) = Log::read(Box::new(open_log(dir)?), mark)?;
+        let intents = read_all(&store, &changes)?;
         if intents.is_empty() && path.metadata()?.len() > EMPTY_BYTES_MAX {
-            drop(store);
-            return Ok(Some((Self::create(staged)?, Vec::new())));
+            drop((store, log));
+            return Ok(Some((Self::create(staged, random)?, Vec::new())));
         }
-        Ok(Some((Self::start(store, staged, &intents)?, intents)))
+        Ok(Some((Self::start((store, log, changes), staged, &intents)?, intents)))
     }
 
     /// An empty journal at the same place, whole or not at all.
-    pub fn create(staged: &Path) -> io::Result<Self> {
+    pub fn create(staged: &Path, random: u64) -> io::Result<Self> {
         let dir = beside(staged)?;
         let new = dir.join(NEW_FILE);
         match std::fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let store = builder().create(&new).map_err(io::Error::other)?;
-        make_table(&store)?;
-        drop(store);
+        let mark = make_log(dir, random)?;
+        drop(Store::create(&new, mark)?);
         let path = dir.join(JOURNAL_FILE);
         std::fs::rename(&new, &path)?;
         File::open(dir)?.sync_all()?;
-        let store = builder().open(&path).map_err(io::Error::other)?;
-        Self::start(store, staged, &[])
+        let (log, changes) = Log::read(Box::new(open_log(dir)?), mark)?;
+        Self::start((Store::open(&path)?, log, changes), staged, &[])
     }
 
     /// The same over any storage, for tests that count and cut its writes.
     #[cfg(test)]
-    pub fn over(
+    fn over(
         storage: impl redb::StorageBackend,
+        log: impl log::Medium + 'static,
         staged: &Path,
     ) -> io::Result<(Self, Vec<Intent>)> {
-        let store = builder().create_with_backend(storage).map_err(io::Error::other)?;
-        make_table(&store)?;
-        let intents = read_all(&store)?;
-        Ok((Self::start(store, staged, &intents)?, intents))
+        let store = Store::over(storage, Mark { id: 1, number: 0 })?;
+        let mark = store.mark()?.ok_or(io::ErrorKind::NotFound)?;
+        let (log, changes) = Log::read(Box::new(log), mark)?;
+        let intents = read_all(&store, &changes)?;
+        Ok((Self::start((store, log, changes), staged, &intents)?, intents))
     }
 
-    fn start(store: Database, staged: &Path, intents: &[Intent]) -> io::Result<Self> {
+    fn start(parts: (Store, Log, Changes), staged: &Path, intents: &[Intent]) -> io::Result<Self> {
         let (sender, calls) = mpsc::channel();
-        let follower = |intent: &Intent| match intent.before {
-            Before::Closed(before) => Some((before, intent.id)),
-            _ => None,
-        };
-        let keeper = Keeper {
-            store,
-            staged: staged.to_owned(),
-            followers: intents.iter().filter_map(follower).collect(),
-            failed: None,
-        };
-        let thread = std::thread::Builder::new()
-            .name("journal".to_owned())
-            .spawn(move || keeper.keep(&calls))?;
+        let keeper = Keeper::new(parts, staged.to_owned(), intents);
+        let thread =
+            thread::Builder::new().name("journal".to_owned()).spawn(move || keeper.keep(&calls))?;
         Ok(Self { calls: Some(sender), thread: Some(thread) })
     }
 
     /// Notes an acknowledged file; entries it replaces go with the same commit. Its data is synced.
+    /// Once it is noted, `noted` is called, also if nobody waits any more.
     pub async fn put(
         &self,
         intent: Intent,
         name: FileName,
         replaces: Vec<CloseId>,
+        noted: impl FnOnce() + Send + 'static,
     ) -> io::Result<()> {
-        self.call(What::Put { intent: Box::new(intent), name, replaces }).await
+        self.call(What::Put { intent: Box::new(intent), name, replaces }, noted).await
     }
 
     /// The file is in the bucket as `etag`: the entry goes, and one that was to replace it now
@@ -181,7 +190,7 @@ impl Journal {
 
     /// These are gone for good when this returns.
     pub async fn remove(&self, ids: Vec<CloseId>) -> io::Result<()> {
-        self.call(What::Remove(ids)).await
+        self.call(What::Remove(ids), || ()).await
     }
 
     /// The same; nobody waits.
@@ -193,11 +202,17 @@ impl Journal {
 
     /// What was told before is durable when this returns.
     pub async fn settled(&self) -> io::Result<()> {
-        self.call(What::Nothing).await
+        self.call(What::Nothing, || ()).await
     }
 
-    async fn call(&self, what: What) -> io::Result<()> {
-        let (done, answer) = oneshot::channel();
+    async fn call(&self, what: What, well: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let (tell, answer) = oneshot::channel();
+        let done: Done = Box::new(move |result| {
+            if result.is_ok() {
+                well();
+            }
+            let _ = tell.send(result); // whoever does not wait any more was cancelled
+        });
         let ended = || io::Error::other("the journal has ended");
         let calls = self.calls.as_ref().ok_or_else(ended)?;
         calls.send(Call { what, done: Some(done) }).map_err(|_| ended())?;
@@ -218,7 +233,9 @@ impl Journal {
 impl Drop for Journal {
     fn drop(&mut self) {
         self.calls = None;
-        if let Some(thread) = self.thread.take() {
+        // What it was told may have held the last of us: then it ends by itself.
+        let itself = |thread: &JoinHandle<()>| thread.thread().id() == thread::current().id();
+        if let Some(thread) = self.thread.take().filter(|thread| !itself(thread)) {
             let _ = thread.join(); // a panic in it was logged
         }
     }
@@ -228,162 +245,40 @@ fn beside(staged: &Path) -> io::Result<&Path> {
     staged.parent().ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
-fn builder() -> redb::Builder {
-    let mut builder = Database::builder();
-    builder.set_cache_size(CACHE_BYTES_MAX);
-    builder
+/// A log that is empty and whole, its name too, before any store speaks of it.
+fn make_log(dir: &Path, random: u64) -> io::Result<Mark> {
+    log::make(&dir.join(LOG_FILE))?;
+    File::open(dir)?.sync_all()?;
+    Ok(Mark { id: random, number: 0 })
 }
 
-fn make_table(store: &Database) -> io::Result<()> {
-    let make = || -> Result<(), redb::Error> {
-        let begun = store.begin_write()?;
-        begun.open_table(TABLE)?;
-        Ok(begun.commit()?)
-    };
-    make().map_err(io::Error::other)
+fn open_log(dir: &Path) -> io::Result<File> {
+    let path = dir.join(LOG_FILE);
+    log::open(&path).map_err(|error| {
+        io::Error::new(error.kind(), format!("{}, which belongs to it: {error}", path.display()))
+    })
 }
 
-fn read_all(store: &Database) -> io::Result<Vec<Intent>> {
-    let read = || -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
-        let table = store.begin_read()?.open_table(TABLE)?;
-        let mut values = Vec::new();
-        for entry in table.iter()? {
-            let (id, value) = entry?;
-            values.push((id.value(), value.value().to_vec()));
+/// What stands in the store, and what the log changed of that.
+fn read_all(store: &Store, changes: &Changes) -> io::Result<Vec<Intent>> {
+    let mut all: BTreeMap<CloseId, Vec<u8>> = store.all()?;
+    for (id, value) in changes {
+        match value {
+            Some(value) => drop(all.insert(*id, value.clone())),
+            None => drop(all.remove(id)),
         }
-        Ok(values)
-    };
-    let decode = |(id, value): (u64, Vec<u8>)| {
+    }
+    let decode = |(id, value): (CloseId, Vec<u8>)| {
         let say =
-            |error: BadIntent| io::Error::other(format!("entry {id} of the journal: {error}"));
-        Intent::decode(CloseId(id), &value).map_err(say)
+            |error: BadIntent| io::Error::other(format!("entry {} of the journal: {error}", id.0));
+        Intent::decode(id, &value).map_err(say)
     };
-    read().map_err(io::Error::other)?.into_iter().map(decode).collect()
-}
-
-/// The thread's side.
-struct Keeper {
-    store: Database,
-    /// Where the staged files are.
-    staged: PathBuf,
-    /// Which entry waits to replace what another makes.
-    followers: HashMap<CloseId, CloseId>,
-    failed: Option<Failure>,
-}
-
-impl Keeper {
-    fn keep(mut self, calls: &Receiver<Call>) {
-        while let Ok(first) = calls.recv() {
-            let batch = gather(first, calls);
-            let result = match &self.failed {
-                Some(failure) => Err(failure.clone()),
-                None => self.commit(&batch).map_err(|error| Failure::of(&error)),
-            };
-            if let (Err(failure), None) = (&result, &self.failed) {
-                tracing::error!(error = %failure.text, "the journal can't be written any more");
-                self.failed = Some(failure.clone());
-            }
-            for done in batch.into_iter().filter_map(|call| call.done) {
-                let _ = done.send(result.clone()); // whoever does not wait any more was cancelled
-            }
-        }
-    }
-
-    fn commit(&mut self, batch: &[Call]) -> Result<(), redb::Error> {
-        if batch.iter().all(|call| matches!(call.what, What::Nothing)) {
-            return Ok(());
-        }
-        let needs_name =
-            |call: &Call| matches!(call.what, What::Put { name: FileName::Needed, .. });
-        if batch.iter().any(needs_name) {
-            File::open(&self.staged)?.sync_all()?;
-        }
-        let mut begun = self.store.begin_write()?;
-        begun.set_durability(Durability::Immediate).map_err(redb::Error::from)?;
-        {
-            let mut table = begun.open_table(TABLE)?;
-            for call in batch {
-                self.apply(&mut table, &call.what)?;
-            }
-        }
-        Ok(begun.commit()?)
-    }
-
-    fn apply(
-        &mut self,
-        table: &mut redb::Table<'_, u64, &'static [u8]>,
-        what: &What,
-    ) -> Result<(), redb::Error> {
-        match what {
-            What::Put { intent, replaces, .. } => {
-                if let Before::Closed(before) = intent.before {
-                    self.followers.insert(before, intent.id);
-                }
-                table.insert(intent.id.0, intent.encode().as_slice())?;
-                for id in replaces {
-                    self.followers.remove(id);
-                    table.remove(id.0)?;
-                }
-            }
-            What::Published { id, etag } => {
-                table.remove(id.0)?;
-                if let Some(follower) = self.followers.remove(id) {
-                    let now = Before::Version(etag.clone());
-                    rewrite(table, follower, |intent| intent.before = now)?;
-                }
-            }
-            What::Remove(ids) => {
-                for id in ids {
-                    self.followers.remove(id);
-                    table.remove(id.0)?;
-                }
-            }
-            What::Begun { id, begun } => {
-                rewrite(table, *id, |intent| intent.begun = Some(begun.clone()))?;
-            }
-            What::Nothing => {}
-        }
-        Ok(())
-    }
-}
-
-/// Changes an entry that still stands.
-fn rewrite(
-    table: &mut redb::Table<'_, u64, &'static [u8]>,
-    id: CloseId,
-    change: impl FnOnce(&mut Intent),
-) -> Result<(), redb::Error> {
-    let Some(value) = table.get(id.0)?.map(|value| value.value().to_vec()) else { return Ok(()) };
-    let Ok(mut intent) = Intent::decode(id, &value) else { return Ok(()) };
-    change(&mut intent);
-    table.insert(id.0, intent.encode().as_slice())?;
-    Ok(())
-}
-
-/// The calls of one commit: all that wait by now. Where nobody waits for any, those of a moment.
-fn gather(first: Call, calls: &Receiver<Call>) -> Vec<Call> {
-    let mut batch = vec![first];
-    while batch.len() < BATCH_MAX {
-        let lazy = batch.iter().all(|call| call.done.is_none());
-        let next = match lazy {
-            true => calls.recv_timeout(LAZY_MS_MAX),
-            false => calls.try_recv().map_err(|_| RecvTimeoutError::Timeout),
-        };
-        match next {
-            Ok(call) => batch.push(call),
-            Err(_) => break,
-        }
-    }
-    batch
+    all.into_iter().map(decode).collect()
 }
 
 impl Failure {
-    fn of(error: &redb::Error) -> Self {
-        let kind = match error {
-            redb::Error::Io(error) => error.kind(),
-            _ => io::ErrorKind::Other,
-        };
-        Self { kind, text: error.to_string() }
+    fn of(error: &io::Error) -> Self {
+        Self { kind: error.kind(), text: error.to_string() }
     }
 }
 
@@ -392,6 +287,9 @@ mod power;
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
+    use super::super::intent::Before;
     use super::super::intent::tests::intent;
     use super::*;
 
@@ -403,7 +301,7 @@ mod tests {
     }
 
     fn open(dir: &Path) -> (Journal, Vec<Intent>) {
-        Journal::open(dir).unwrap().unwrap()
+        Journal::open(dir, 7).unwrap().unwrap()
     }
 
     fn ids(intents: &[Intent]) -> Vec<u64> {
@@ -413,11 +311,11 @@ mod tests {
     #[tokio::test]
     async fn what_was_put_is_found_again_and_what_is_published_is_not() {
         let (_root, dir) = place();
-        assert!(Journal::open(&dir).unwrap().is_none());
-        let journal = Journal::create(&dir).unwrap();
+        assert!(Journal::open(&dir, 7).unwrap().is_none());
+        let journal = Journal::create(&dir, 7).unwrap();
         let all: Vec<Intent> = (1..=4).map(|id| intent(id, "k", &[id as u8; 9])).collect();
         for intent in &all {
-            journal.put(intent.clone(), FileName::Unneeded, Vec::new()).await.unwrap();
+            journal.put(intent.clone(), FileName::Unneeded, Vec::new(), || ()).await.unwrap();
         }
         journal.published(CloseId(1), ETag("e".to_owned()));
         journal.remove(vec![CloseId(3)]).await.unwrap();
@@ -429,10 +327,10 @@ mod tests {
     #[tokio::test]
     async fn a_later_version_replaces_what_the_earlier_became() {
         let (_root, dir) = place();
-        let journal = Journal::create(&dir).unwrap();
+        let journal = Journal::create(&dir, 7).unwrap();
         let second = Intent { before: Before::Closed(CloseId(1)), ..intent(2, "k", b"two") };
-        journal.put(intent(1, "k", b"one"), FileName::Unneeded, Vec::new()).await.unwrap();
-        journal.put(second, FileName::Unneeded, Vec::new()).await.unwrap();
+        journal.put(intent(1, "k", b"one"), FileName::Unneeded, Vec::new(), || ()).await.unwrap();
+        journal.put(second, FileName::Unneeded, Vec::new(), || ()).await.unwrap();
         drop(journal);
         let (journal, _) = open(&dir);
         journal.published(CloseId(1), ETag("e1".to_owned()));
@@ -440,7 +338,10 @@ mod tests {
         let (journal, found) = open(&dir);
         assert_eq!(ids(&found), [2]);
         assert_eq!(found[0].before, Before::Version(ETag("e1".to_owned())));
-        journal.put(intent(3, "k", b"3"), FileName::Unneeded, vec![CloseId(2)]).await.unwrap();
+        journal
+            .put(intent(3, "k", b"3"), FileName::Unneeded, vec![CloseId(2)], || ())
+            .await
+            .unwrap();
         drop(journal);
         assert_eq!(ids(&open(&dir).1), [3]);
     }
@@ -448,8 +349,8 @@ mod tests {
     #[tokio::test]
     async fn an_upload_that_was_begun_is_found_again() {
         let (_root, dir) = place();
-        let journal = Journal::create(&dir).unwrap();
-        journal.put(intent(1, "k", b"one"), FileName::Unneeded, Vec::new()).await.unwrap();
+        let journal = Journal::create(&dir, 7).unwrap();
+        journal.put(intent(1, "k", b"one"), FileName::Unneeded, Vec::new(), || ()).await.unwrap();
         let begun = Begun { upload: "u".to_owned(), parts: Default::default() };
         journal.begun(CloseId(1), begun.clone());
         journal.begun(CloseId(9), begun.clone());
@@ -458,11 +359,70 @@ mod tests {
         assert_eq!(open(&dir).1[0].begun, Some(begun));
     }
 
+    /// What was acknowledged before an update of the program goes up after it.
+    #[tokio::test]
+    async fn a_journal_of_a_version_without_a_log_is_taken_over() {
+        let (_root, dir) = place();
+        let old = redb::Database::create(dir.with_file_name(JOURNAL_FILE)).unwrap();
+        let begun = old.begin_write().unwrap();
+        let table = redb::TableDefinition::<u64, &[u8]>::new("closed-1");
+        begun
+            .open_table(table)
+            .unwrap()
+            .insert(1, intent(1, "k", b"one").encode().as_slice())
+            .unwrap();
+        begun.commit().unwrap();
+        drop(old);
+        let (journal, found) = open(&dir);
+        assert_eq!(ids(&found), [1]);
+        journal
+            .put(intent(2, "k", b"2"), FileName::Unneeded, vec![CloseId(1)], || ())
+            .await
+            .unwrap();
+        drop(journal);
+        assert_eq!(ids(&open(&dir).1), [2]);
+    }
+
+    #[tokio::test]
+    async fn a_journal_is_not_opened_without_its_log() {
+        let (_root, dir) = place();
+        let journal = Journal::create(&dir, 7).unwrap();
+        journal.put(intent(1, "k", b"one"), FileName::Unneeded, Vec::new(), || ()).await.unwrap();
+        drop(journal);
+        let log = dir.with_file_name(LOG_FILE);
+        std::fs::rename(&log, log.with_extension("away")).unwrap();
+        let error = Journal::open(&dir, 7).unwrap_err();
+        assert!(error.to_string().contains(LOG_FILE), "{error}");
+        std::fs::rename(log.with_extension("away"), &log).unwrap();
+        assert_eq!(ids(&open(&dir).1), [1]);
+    }
+
+    /// The log is read again after a kill, which no drop precedes: here it is copied while it runs.
+    #[tokio::test]
+    async fn what_only_the_log_says_is_found_again() {
+        let (_root, dir) = place();
+        let journal = Journal::create(&dir, 7).unwrap();
+        for id in 1..=3 {
+            let name = FileName::Unneeded;
+            journal.put(intent(id, "k", &[id as u8; 99]), name, Vec::new(), || ()).await.unwrap();
+        }
+        journal.remove(vec![CloseId(2)]).await.unwrap();
+        let (_copy, killed) = place();
+        for file in [JOURNAL_FILE, LOG_FILE] {
+            std::fs::copy(dir.with_file_name(file), killed.with_file_name(file)).unwrap();
+        }
+        let (after, found) = open(&killed);
+        assert_eq!(ids(&found), [1, 3]);
+        after.put(intent(4, "k", b"4"), FileName::Unneeded, vec![CloseId(1)], || ()).await.unwrap();
+        drop(after);
+        assert_eq!(ids(&open(&killed).1), [3, 4]);
+    }
+
     #[test]
     fn a_store_that_is_no_journal_is_left_as_it_is() {
         let (_root, dir) = place();
         std::fs::write(dir.with_file_name(JOURNAL_FILE), b"something else").unwrap();
-        assert!(Journal::open(&dir).is_err());
+        assert!(Journal::open(&dir, 7).is_err());
         assert_eq!(std::fs::read(dir.with_file_name(JOURNAL_FILE)).unwrap(), b"something else");
     }
 }

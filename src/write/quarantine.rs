@@ -93,6 +93,24 @@ pub fn note_key(file: &File, key: &Key) {
     }
 }
 
+/// Takes the note of a key off a file that is used for another one.
+pub fn forget_key(file: &File) -> io::Result<()> {
+    forget(file, KEY_XATTR)
+}
+
+/// Takes an extended attribute off a file, if it has it.
+pub fn forget(file: &File, name: &CStr) -> io::Result<()> {
+    // SAFETY: the descriptor is open, the name ends in zero.
+    if unsafe { libc::fremovexattr(file.as_raw_fd(), name.as_ptr()) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::ENODATA | libc::EOPNOTSUPP) => Ok(()),
+        _ => Err(error),
+    }
+}
+
 /// Notes why a file goes to quarantine; where that can't be noted it goes all the same.
 pub fn note_why(file: &File, why: Why) {
     set(file, WHY_XATTR, why.word().as_bytes());

@@ -57,7 +57,9 @@ impl Staged {
         base: Option<Base>,
     ) -> io::Result<Arc<Self>> {
         let size = base.as_ref().map_or(0, |base| base.size);
-        if let Err(error) = disk.set_size(size) {
+        if size > 0
+            && let Err(error) = disk.set_size(size)
+        {
             disk.remove()?;
             return Err(error);
         }
@@ -146,6 +148,11 @@ impl Staged {
     /// The staged file, open for reading and writing; what passthrough is given.
     pub fn file(&self) -> &std::fs::File {
         self.disk.file()
+    }
+
+    /// While what it returns lives, the file is no other one's.
+    pub fn hold(&self) -> Arc<dyn Send + Sync> {
+        self.disk.clone()
     }
 
     pub fn size(&self) -> io::Result<u64> {
@@ -338,7 +345,10 @@ impl Drop for Staged {
             true => Ok(()),                             // removed already
             false if dirty && kept.is_some() => Ok(()), // for the next mount
             false if dirty && !empty => self.quarantine(),
-            false => self.disk.remove(),
+            false => match Arc::get_mut(&mut self.disk) {
+                Some(disk) => self.shared.staging.done_with(disk),
+                None => self.disk.remove(), // somebody still reads it
+            },
         };
         if let Err(error) = put_away {
             tracing::error!(file = ?self.disk, %error, "a staged file could not be put away");

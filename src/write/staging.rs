@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::quarantine::{self, QUARANTINE_DIR, Why};
+use super::unused::{Unused, is_unused};
 use crate::types::Key;
 
 /// Below so much free space no file is staged: writes by passthrough are not seen, so they can't be
@@ -34,6 +35,7 @@ const UPLOADED_BYTES_MAX: usize = 64;
 pub struct StagingDir {
     dir: PathBuf,
     quarantine: PathBuf,
+    unused: Unused,
 }
 
 impl StagingDir {
@@ -43,12 +45,17 @@ impl StagingDir {
     pub fn open(dir: &Path, kept: &HashSet<&str>) -> io::Result<(Self, u64)> {
         let parent = dir.parent().ok_or(io::ErrorKind::InvalidInput)?;
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let staging = Self { dir: dir.to_owned(), quarantine: parent.join(QUARANTINE_DIR) };
+        let quarantine = parent.join(QUARANTINE_DIR);
+        let staging = Self { dir: dir.to_owned(), quarantine, unused: Unused::default() };
         let mut moved = 0;
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;
-            let is_kept = entry.file_name().to_str().is_some_and(|name| kept.contains(name));
-            if is_kept || !entry.file_type()?.is_file() {
+            let is = |what: &dyn Fn(&str) -> bool| entry.file_name().to_str().is_some_and(what);
+            if is(&|name| kept.contains(name)) || !entry.file_type()?.is_file() {
+                continue;
+            }
+            if is(&is_unused) {
+                std::fs::remove_file(entry.path())?;
                 continue;
             }
             let file = File::open(entry.path())?;
@@ -75,10 +82,17 @@ impl StagingDir {
     /// An empty staged file (0600). ENOSPC where the disk is all but full.
     pub fn create(&self, id: &str, key: &Key) -> io::Result<StagedFile> {
         let path = self.path_for(id, key)?;
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+        let make =
+            || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
+        let file = self.unused.take(&path).map_or_else(make, Ok)?;
         quarantine::note_key(&file, key);
         Ok(StagedFile { file, path, quarantine: self.quarantine.clone() })
+    }
+
+    /// A file whose bytes nobody needs any more: it goes, or becomes the next one. Its user has
+    /// nothing more to do with it.
+    pub fn done_with(&self, file: &mut StagedFile) -> io::Result<()> {
+        if self.unused.put(file)? { Ok(()) } else { file.remove() }
     }
 
     /// A file that `bring` moves to the path it is given, as a staged one.
@@ -114,6 +128,12 @@ impl StagingDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+impl Drop for StagingDir {
+    fn drop(&mut self) {
+        self.unused.clear();
     }
 }
 
@@ -254,6 +274,20 @@ impl StagedFile {
     pub fn seen(&self) -> io::Result<(u64, SystemTime)> {
         let now = self.file.metadata()?;
         Ok((now.len(), now.modified()?))
+    }
+
+    /// Gives it another name in its directory.
+    pub fn rename(&mut self, name: &str) -> io::Result<PathBuf> {
+        let path = self.path.with_file_name(name);
+        std::fs::rename(&self.path, &path)?;
+        self.path = path.clone();
+        Ok(path)
+    }
+
+    /// Takes off it what was noted of its content.
+    pub fn forget_notes(&self) -> io::Result<()> {
+        quarantine::forget_key(&self.file)?;
+        quarantine::forget(&self.file, UPLOADED_XATTR)
     }
 
     /// Deletes the file's name; the bytes go with the last descriptor.

@@ -20,6 +20,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
+use super::unused::is_unused;
 use super::{Base, Prepared, Staged, WriteConfig, Writer};
 use crate::bucket::memory::MemoryStore;
 use crate::bucket::{
@@ -133,8 +134,14 @@ impl Rig {
         dir.map(|entry| std::fs::read(entry.unwrap().path()).unwrap()).collect()
     }
 
+    /// Files that are staged; those that are done with are empty.
     pub fn staged_names(&self) -> usize {
-        std::fs::read_dir(self.root.path().join("staging")).unwrap().count()
+        let dir = std::fs::read_dir(self.root.path().join("staging")).unwrap();
+        let (unused, staged): (Vec<_>, Vec<_>) = dir
+            .map(|entry| entry.unwrap())
+            .partition(|entry| is_unused(entry.file_name().to_str().unwrap()));
+        assert!(unused.iter().all(|entry| entry.metadata().unwrap().len() == 0));
+        staged.len()
     }
 }
 

@@ -82,7 +82,7 @@ impl Fs {
 
 impl State {
     fn is_live(&self, id: CloseId) -> bool {
-        self.jobs.get(&id).is_some_and(Job::is_live)
+        self.jobs.get(id).is_some_and(Job::is_live)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The journal on a disk whose power is cut at each write and each sync: counted in pass one, then
 //! for every k. What was acknowledged before is found again, whatever became of what was written
-//! and not synced.
+//! and not synced. The log is so small that it goes round several times.
 
 use std::io;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::super::intent::tests::intent;
 use super::super::intent::{Before, CloseId, Intent};
+use super::log::Medium;
 use super::{FileName, Journal};
 use crate::types::ETag;
 
@@ -21,38 +22,64 @@ enum Unsynced {
     Torn,
 }
 
+const LOG_BYTES: usize = 6 * 4096;
+
+#[derive(Debug, Default)]
+struct Power {
+    operations: u64,
+    cut_at: Option<u64>,
+}
+
+/// One file of the disk.
 #[derive(Debug, Default)]
 struct Disk {
     synced: Vec<u8>,
     now: Vec<u8>,
     writes: Vec<(u64, Vec<u8>)>,
-    operations: u64,
-    cut_at: Option<u64>,
 }
 
-/// The storage under a journal.
+/// The storage under a store or a log.
 #[derive(Debug, Clone, Default)]
-struct Storage(Arc<Mutex<Disk>>);
+struct Storage {
+    disk: Arc<Mutex<Disk>>,
+    power: Arc<Mutex<Power>>,
+}
 
 impl Storage {
-    fn cut_at(&self, at: u64) {
-        self.0.lock().cut_at = Some(at);
+    fn of(image: Vec<u8>, power: &Arc<Mutex<Power>>) -> Self {
+        let disk = Disk { synced: image.clone(), now: image, writes: Vec::new() };
+        Self { disk: Arc::new(Mutex::new(disk)), power: power.clone() }
     }
 
     /// Counts an operation; an error once the power is cut.
     fn operate(&self, work: impl FnOnce(&mut Disk)) -> io::Result<()> {
-        let mut disk = self.0.lock();
-        disk.operations += 1;
-        if disk.cut_at.is_some_and(|at| disk.operations >= at) {
+        let mut power = self.power.lock();
+        power.operations += 1;
+        if power.cut_at.is_some_and(|at| power.operations >= at) {
             return Err(io::Error::other("no power"));
         }
-        work(&mut disk);
+        work(&mut self.disk.lock());
         Ok(())
+    }
+
+    fn write_at(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        self.operate(|disk| {
+            let start = at as usize;
+            disk.now[start..start + data.len()].copy_from_slice(data);
+            disk.writes.push((at, data.to_vec()));
+        })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.operate(|disk| {
+            disk.synced = disk.now.clone();
+            disk.writes.clear();
+        })
     }
 
     /// The disk as the next boot finds it.
     fn after(&self, unsynced: Unsynced) -> Self {
-        let disk = self.0.lock();
+        let disk = self.disk.lock();
         let mut image = disk.synced.clone();
         for (at, (offset, data)) in disk.writes.iter().enumerate() {
             let data = match unsynced {
@@ -68,18 +95,31 @@ impl Storage {
         }
         // Whatever was written to a length that was never synced: a file system keeps the length.
         image.resize(image.len().max(disk.now.len()), 0);
-        let now = image.clone();
-        Self(Arc::new(Mutex::new(Disk { synced: image, now, ..Disk::default() })))
+        Self::of(image, &Arc::default())
+    }
+}
+
+impl Medium for Storage {
+    fn load(&self) -> io::Result<Vec<u8>> {
+        Ok(self.disk.lock().now.clone())
+    }
+
+    fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
+        self.write_at(at, data)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Storage::sync(self)
     }
 }
 
 impl redb::StorageBackend for Storage {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().now.len() as u64)
+        Ok(self.disk.lock().now.len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let disk = self.0.lock();
+        let disk = self.disk.lock();
         let range = offset as usize..offset as usize + out.len();
         let found = disk.now.get(range).ok_or(io::ErrorKind::UnexpectedEof)?;
         out.copy_from_slice(found);
@@ -91,18 +131,11 @@ impl redb::StorageBackend for Storage {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.operate(|disk| {
-            disk.synced = disk.now.clone();
-            disk.writes.clear();
-        })
+        self.sync()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.operate(|disk| {
-            let start = offset as usize;
-            disk.now[start..start + data.len()].copy_from_slice(data);
-            disk.writes.push((offset, data.to_vec()));
-        })
+        self.write_at(offset, data)
     }
 }
 
@@ -124,7 +157,7 @@ async fn run(journal: &Journal, told: &Mutex<Told>) -> io::Result<()> {
         after.retain(|old| !replaces.contains(&old.id));
         after.push(new.clone());
         told.lock().asked = after.clone();
-        journal.put(new, FileName::Unneeded, replaces).await?;
+        journal.put(new, FileName::Unneeded, replaces, || ()).await?;
         told.lock().sure = after;
     }
     let rest = told.lock().sure[1..].to_vec();
@@ -142,26 +175,29 @@ async fn nothing_acknowledged_is_lost_wherever_the_power_is_cut() {
     let staged = dir.path().join("staged");
     std::fs::create_dir(&staged).unwrap();
     let begin = || {
-        let storage = Storage::default();
-        let journal = Journal::over(storage.clone(), &staged).unwrap().0;
-        (storage, journal)
+        let power = Arc::default();
+        let store = Storage::of(Vec::new(), &power);
+        let log = Storage::of(vec![0; LOG_BYTES], &power);
+        let journal = Journal::over(store.clone(), log.clone(), &staged).unwrap().0;
+        (power, [store, log], journal)
     };
-    let (storage, journal) = begin();
-    let made = storage.0.lock().operations;
+    let (power, [_, log], journal) = begin();
+    let made = power.lock().operations;
     run(&journal, &Mutex::default()).await.unwrap();
-    let all = storage.0.lock().operations;
     drop(journal);
+    let all = power.lock().operations;
+    assert!(log.disk.lock().now[..4096] != [0; 4096], "nothing was logged");
     assert!(all - made > 30, "{} operations are too few to show anything", all - made);
     for at in made + 1..=all {
         for unsynced in [Unsynced::Lost, Unsynced::Kept, Unsynced::Torn] {
-            let (storage, journal) = begin();
-            storage.cut_at(at);
+            let (power, disks, journal) = begin();
+            power.lock().cut_at = Some(at);
             let told = Mutex::default();
             let _ = run(&journal, &told).await; // cut short
-            let after = storage.after(unsynced);
             drop(journal);
+            let [store, log] = disks.map(|disk| disk.after(unsynced));
             let Told { sure, asked } = told.into_inner();
-            let (_, found) = Journal::over(after, &staged).unwrap();
+            let (_, found) = Journal::over(store, log, &staged).unwrap();
             let without_base = |intents: &[Intent]| -> Vec<Intent> {
                 let plain = |intent: &Intent| Intent { before: Before::Absent, ..intent.clone() };
                 let still = intents.iter().filter(|intent| intent.id != CloseId(5));

@@ -1,0 +1,54 @@
+//! The closed files that wait, by close and by file.
+//!
+//! Owns both orders. Does not own what becomes of a job. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::Job;
+use crate::fs::handles::OpenFile;
+use crate::write::CloseId;
+
+#[derive(Debug, Default)]
+pub struct Jobs {
+    all: BTreeMap<CloseId, Job>,
+    /// By the address of the file, which each of its jobs holds.
+    of_files: BTreeSet<(usize, CloseId)>,
+}
+
+impl Jobs {
+    pub fn insert(&mut self, id: CloseId, job: Job) {
+        self.of_files.insert((Arc::as_ptr(&job.file).addr(), id));
+        self.all.insert(id, job);
+    }
+
+    pub fn remove(&mut self, id: CloseId) -> Option<Job> {
+        let job = self.all.remove(&id)?;
+        self.of_files.remove(&(Arc::as_ptr(&job.file).addr(), id));
+        Some(job)
+    }
+
+    pub fn get(&self, id: CloseId) -> Option<&Job> {
+        self.all.get(&id)
+    }
+
+    pub fn get_mut(&mut self, id: CloseId) -> Option<&mut Job> {
+        self.all.get_mut(&id)
+    }
+
+    pub fn contains(&self, id: CloseId) -> bool {
+        self.all.contains_key(&id)
+    }
+
+    /// In the order of closes.
+    pub fn values(&self) -> impl Iterator<Item = &Job> {
+        self.all.values()
+    }
+
+    /// Those of one file, in the order of closes.
+    pub fn of(&self, file: &OpenFile) -> impl Iterator<Item = (CloseId, &Job)> {
+        let address = std::ptr::from_ref(file).addr();
+        let ids = self.of_files.range((address, CloseId(0))..=(address, CloseId(u64::MAX)));
+        ids.filter_map(|(_, id)| Some((*id, self.all.get(id)?)))
+    }
+}
