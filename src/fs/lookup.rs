@@ -152,7 +152,11 @@ impl Fs {
         self.refresh(ino).await?;
         let stat = self.stat(ino)?;
         let namespace = self.namespace.lock();
-        let ttl = namespace.age_left(ino, self.clock.now(), self.ttl()).unwrap_or_default();
+        // The root is there, whoever asks; the kernel would ask at each path through it.
+        let ttl = match ino {
+            Ino::ROOT => self.ttl(),
+            _ => namespace.age_left(ino, self.clock.now(), self.ttl()).unwrap_or_default(),
+        };
         Ok(Entry { stat, ttl })
     }
 

@@ -66,6 +66,18 @@ pub fn unmount(point: &Path, busy: Busy) -> io::Result<()> {
     if is_root() { unmount_directly(point, busy) } else { unmount_by_helper(point, busy) }
 }
 
+/// Whether whoever serves a mount point answers: by statfs(2), which the kernel always asks him.
+/// What stat(2) tells of a root it may remember, a second longer than its daemon lives.
+pub fn ask(point: &Path) -> io::Result<()> {
+    let path = CString::new(point.as_os_str().as_bytes())?;
+    // SAFETY: all zeros is a valid statfs, the path ends in zero and outlives the call.
+    let mut answer: libc::statfs = unsafe { std::mem::zeroed() };
+    match unsafe { libc::statfs(path.as_ptr(), &mut answer) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Whether this process may call mount(2) itself.
 pub fn is_root() -> bool {
     // SAFETY: geteuid has no preconditions and can't fail.

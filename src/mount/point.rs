@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use super::kernel;
 use super::table::{self, Mounted};
 
 /// How long a look at a directory may take before its mount counts as stuck.
@@ -72,10 +73,9 @@ pub fn standing(point: &Path) -> Result<Standing> {
         return Ok(Standing::Foreign(mounted));
     }
     let path = point.to_owned();
-    Ok(match bounded(LOOK_MS_MAX, move || path.metadata().map(drop)) {
+    Ok(match bounded(LOOK_MS_MAX, move || kernel::ask(&path)) {
         None => Standing::Stuck(mounted),
         Some(Err(e)) if is_dead(&e) => Standing::Dead(mounted),
-        // EACCES included: another user's mount refuses us, and does so alive.
         Some(_) => Standing::Alive(mounted),
     })
 }

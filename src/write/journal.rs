@@ -24,18 +24,21 @@ mod log;
 mod store;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::intent::{BadIntent, Begun, CloseId, Intent};
 use crate::types::ETag;
 use keeper::Keeper;
-use log::{Changes, Log, Mark};
+use log::{Changes, Log, LogFile, Mark};
 use store::Store;
 
 /// The name of the store in the cache directory, and of its log.
@@ -47,8 +50,8 @@ const NEW_FILE: &str = "journal.new";
 const EMPTY_BYTES_MAX: u64 = 64 << 20;
 
 /// Where acknowledged files are noted. Dropping it ends its thread after what it was told.
-#[derive(Debug)]
 pub struct Journal {
+    keeper: Arc<Mutex<Keeper>>,
     calls: Option<Sender<Call>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -159,14 +162,19 @@ impl Journal {
 
     fn start(parts: (Store, Log, Changes), staged: &Path, intents: &[Intent]) -> io::Result<Self> {
         let (sender, calls) = mpsc::channel();
-        let keeper = Keeper::new(parts, staged.to_owned(), intents);
-        let thread =
-            thread::Builder::new().name("journal".to_owned()).spawn(move || keeper.keep(&calls))?;
-        Ok(Self { calls: Some(sender), thread: Some(thread) })
+        let keeper = Arc::new(Mutex::new(Keeper::new(parts, staged.to_owned(), intents)));
+        let kept = keeper.clone();
+        let thread = thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || keeper::keep(&kept, &calls))?;
+        Ok(Self { keeper, calls: Some(sender), thread: Some(thread) })
     }
 
     /// Notes an acknowledged file; entries it replaces go with the same commit. Its data is synced.
     /// Once it is noted, `noted` is called, also if nobody waits any more.
+    ///
+    /// Outside of tokio's tasks, and while nobody else commits, this blocks for a write and a sync:
+    /// two threads that wake each other up take half as long again. So one thread at a time.
     pub async fn put(
         &self,
         intent: Intent,
@@ -174,7 +182,16 @@ impl Journal {
         replaces: Vec<CloseId>,
         noted: impl FnOnce() + Send + 'static,
     ) -> io::Result<()> {
-        self.call(What::Put { intent: Box::new(intent), name, replaces }, noted).await
+        let what = What::Put { intent: Box::new(intent), name, replaces };
+        if tokio::task::try_id().is_none()
+            && let Some(mut keeper) = self.keeper.try_lock().filter(|keeper| keeper.is_quiet())
+        {
+            let (call, mut answer) = waiting(what, noted);
+            keeper.take(vec![call]);
+            drop(keeper);
+            return answered(answer.try_recv().map_err(|_| ended()));
+        }
+        self.call(what, noted).await
     }
 
     /// The file is in the bucket as `etag`: the entry goes, and one that was to replace it now
@@ -206,18 +223,10 @@ impl Journal {
     }
 
     async fn call(&self, what: What, well: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        let (tell, answer) = oneshot::channel();
-        let done: Done = Box::new(move |result| {
-            if result.is_ok() {
-                well();
-            }
-            let _ = tell.send(result); // whoever does not wait any more was cancelled
-        });
-        let ended = || io::Error::other("the journal has ended");
+        let (call, answer) = waiting(what, well);
         let calls = self.calls.as_ref().ok_or_else(ended)?;
-        calls.send(Call { what, done: Some(done) }).map_err(|_| ended())?;
-        let answer = answer.await.map_err(|_| ended())?;
-        answer.map_err(|failure| io::Error::new(failure.kind, failure.text))
+        calls.send(call).map_err(|_| ended())?;
+        answered(answer.await.map_err(|_| ended()))
     }
 
     fn tell(&self, what: What) {
@@ -228,6 +237,35 @@ impl Journal {
             tracing::debug!("the journal has ended; an entry is left to the next mount");
         }
     }
+}
+
+impl fmt::Debug for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Journal").finish_non_exhaustive()
+    }
+}
+
+/// A call, and who waits for it.
+fn waiting(
+    what: What,
+    well: impl FnOnce() + Send + 'static,
+) -> (Call, oneshot::Receiver<Result<(), Failure>>) {
+    let (tell, answer) = oneshot::channel();
+    let done: Done = Box::new(move |result| {
+        if result.is_ok() {
+            well();
+        }
+        let _ = tell.send(result); // whoever does not wait any more was cancelled
+    });
+    (Call { what, done: Some(done) }, answer)
+}
+
+fn ended() -> io::Error {
+    io::Error::other("the journal has ended")
+}
+
+fn answered(answer: io::Result<Result<(), Failure>>) -> io::Result<()> {
+    answer?.map_err(|failure| io::Error::new(failure.kind, failure.text))
 }
 
 impl Drop for Journal {
@@ -252,9 +290,9 @@ fn make_log(dir: &Path, random: u64) -> io::Result<Mark> {
     Ok(Mark { id: random, number: 0 })
 }
 
-fn open_log(dir: &Path) -> io::Result<File> {
+fn open_log(dir: &Path) -> io::Result<LogFile> {
     let path = dir.join(LOG_FILE);
-    log::open(&path).map_err(|error| {
+    LogFile::open(&path).map_err(|error| {
         io::Error::new(error.kind(), format!("{}, which belongs to it: {error}", path.display()))
     })
 }

@@ -7,7 +7,11 @@ pub const PATTERN_BYTES_MAX: usize = crate::types::NAME_BYTES_MAX;
 
 /// A pattern of one component of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pattern(Vec<Token>);
+pub struct Pattern {
+    tokens: Vec<Token>,
+    /// What every match begins with: most names are told by it, at every step in a directory.
+    prefix: String,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token {
@@ -39,7 +43,12 @@ impl Pattern {
             tokens.push(token);
             rest = &rest[length..];
         }
-        Ok(Self(tokens))
+        let literal = tokens.iter().map_while(|token| match token {
+            Token::Char(c) => Some(*c),
+            _ => None,
+        });
+        let prefix = literal.collect();
+        Ok(Self { tokens, prefix })
     }
 
     /// Of a text in the source, which is known to be one.
@@ -48,11 +57,14 @@ impl Pattern {
     }
 
     pub fn matches(&self, name: &str) -> bool {
+        if !name.starts_with(&self.prefix) {
+            return false;
+        }
         let name: Vec<char> = name.chars().collect();
         // ends[i]: the tokens so far match the first i characters.
         let mut ends = vec![false; name.len() + 1];
         ends[0] = true;
-        for token in &self.0 {
+        for token in &self.tokens {
             let mut next = vec![false; name.len() + 1];
             for at in 0..=name.len() {
                 next[at] = match token {

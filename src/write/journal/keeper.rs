@@ -1,4 +1,4 @@
-//! The journal's thread: calls come in, commits go out.
+//! Calls come in, commits go out: on the journal's thread, or on that of a caller who is alone.
 //!
 //! Owns group commits, and when what the log says goes into the store: once the log is full, and at
 //! the end. Does not own the forms of either (`log`, `store`).
@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use super::super::intent::{Before, CloseId, Intent};
 use super::log::{Changes, Log};
 use super::store::Store;
@@ -17,6 +19,8 @@ use super::{Call, Failure, FileName, What};
 
 /// Calls in one commit: more would hold up the first of them.
 const BATCH_MAX: usize = 256;
+/// More than any close's record takes.
+const QUIET_BYTES_MIN: usize = 128 << 10;
 /// What nobody waits for is written down after so long, with what came meanwhile.
 const LAZY_MS_MAX: Duration = Duration::from_millis(20);
 
@@ -29,7 +33,18 @@ pub struct Keeper {
     staged: PathBuf,
     /// Which entry waits to replace what another makes.
     followers: HashMap<CloseId, CloseId>,
+    /// How many waited for the last commit.
+    waited: usize,
     failed: Option<Failure>,
+}
+
+/// Commits what comes, until nothing will any more.
+pub fn keep(keeper: &Mutex<Keeper>, calls: &Receiver<Call>) {
+    while let Ok(first) = calls.recv() {
+        let batch = gather(first, calls);
+        keeper.lock().take(batch);
+    }
+    keeper.lock().end();
 }
 
 impl Keeper {
@@ -44,24 +59,31 @@ impl Keeper {
             _ => None,
         };
         let followers = intents.iter().filter_map(follower).collect();
-        Self { store, log, changes, staged, followers, failed: None }
+        Self { store, log, changes, staged, followers, waited: 0, failed: None }
     }
 
-    pub fn keep(mut self, calls: &Receiver<Call>) {
-        while let Ok(first) = calls.recv() {
-            let batch = gather(first, calls);
-            let result = match &self.failed {
-                Some(failure) => Err(failure.clone()),
-                None => self.commit(&batch).map_err(|error| Failure::of(&error)),
-            };
-            if let (Err(failure), None) = (&result, &self.failed) {
-                tracing::error!(error = %failure.text, "the journal can't be written any more");
-                self.failed = Some(failure.clone());
-            }
-            for done in batch.into_iter().filter_map(|call| call.done) {
-                done(result.clone());
-            }
+    /// Whether a commit is most likely one call's and no more than a write and a sync.
+    pub fn is_quiet(&self) -> bool {
+        self.waited <= 1 && self.log.room() >= QUIET_BYTES_MIN
+    }
+
+    /// Commits some calls, and says so to those who wait.
+    pub fn take(&mut self, batch: Vec<Call>) {
+        self.waited = batch.iter().filter(|call| call.done.is_some()).count();
+        let result = match &self.failed {
+            Some(failure) => Err(failure.clone()),
+            None => self.commit(&batch).map_err(|error| Failure::of(&error)),
+        };
+        if let (Err(failure), None) = (&result, &self.failed) {
+            tracing::error!(error = %failure.text, "the journal can't be written any more");
+            self.failed = Some(failure.clone());
         }
+        for done in batch.into_iter().filter_map(|call| call.done) {
+            done(result.clone());
+        }
+    }
+
+    fn end(&mut self) {
         if self.failed.is_none()
             && let Err(error) = self.store_changes()
         {

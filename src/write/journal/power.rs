@@ -105,11 +105,8 @@ impl Medium for Storage {
     }
 
     fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
-        self.write_at(at, data)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        Storage::sync(self)
+        self.write_at(at, data)?;
+        self.sync()
     }
 }
 
