@@ -117,7 +117,7 @@ pub use places::Place as FilePlace;
 pub use quarantine::Why;
 pub use queue::{Next, Queue, Role};
 pub use spare::Content;
-pub use staged::Staged;
+pub use staged::{HeldBack, Staged};
 pub use state::{Base, Prepared, Stamp, Uploaded};
 
 /// The size of the first thousand parts: large enough that a round trip does not show, small enough

@@ -48,11 +48,13 @@ impl Backing {
         }
     }
 
-    /// While what it returns lives, the file is no other one's.
-    pub fn hold(&self) -> Arc<dyn Send + Sync> {
+    /// While what it returns lives, the file is no other one's. `None`: it never is.
+    pub fn hold(&self) -> Option<Arc<dyn Send + Sync>> {
         match self {
-            Self::Staged(staged) => staged.hold(),
-            Self::Cached(file) => file.clone(),
+            Self::Staged(staged) => Some(staged.hold()),
+            // Given to whoever writes it only if nobody else of us has it; the kernel, which may
+            // have it open, then keeps that one from being used again.
+            Self::Cached(_) => None,
         }
     }
 }

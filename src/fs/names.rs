@@ -15,6 +15,7 @@ use super::{Caller, Entry, Fs, name_of};
 use crate::bucket::{BucketError, Condition, Metadata};
 use crate::namespace::inode::Attributes;
 use crate::types::{ETag, Ino, Key, Kind, Name};
+use crate::write::{HeldBack, Staged};
 
 /// The longest target of a symlink, as Linux has it, in bytes.
 const TARGET_BYTES_MAX: u64 = 4095;
@@ -57,21 +58,21 @@ impl Fs {
             let state = file.state.lock();
             (state.staged.clone(), state.unasked.is_some())
         };
-        if let Some(staged) = staged {
-            staged.discard();
+        let held = staged.as_deref().map(Staged::hold_back);
+        if let Some(staged) = &staged {
             staged.settled().await; // what was on its way arrives before the DELETE, or never
         }
-        let removed = match (place, in_bucket) {
+        // After an error it is what it was, with what was acknowledged of it and waits.
+        match (place, in_bucket) {
             (Some(place), version) => self.unlink_in(parent, &key, &place, version).await,
             (None, Some(_)) => self.remove_object(parent, &key).await,
             // Another node may have made one that nobody asked for.
             (None, None) if unasked => self.remove_object(parent, &key).await,
             (None, None) => Ok(()),
-        };
+        }?;
+        held.into_iter().for_each(HeldBack::discard);
         self.forget_content(ino, file, &key);
-        let left = self.leave_journal(file).await;
-        removed?;
-        left?;
+        self.leave_journal(file).await?;
         let wall = self.wall();
         let mut namespace = self.namespace.lock();
         namespace.detach(ino);

@@ -18,7 +18,7 @@ pub(super) struct Registration {
     /// How many use it.
     handles: u32,
     /// The next handle is passed through to the same file, so it must not be another one's yet.
-    _hold: Arc<dyn Send + Sync>,
+    _hold: Option<Arc<dyn Send + Sync>>,
 }
 
 pub(super) fn reply_opened(

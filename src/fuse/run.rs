@@ -50,7 +50,7 @@ impl Requests {
     /// Runs a request that only reads. Past the bound it waits for its turn before it begins, so
     /// that it holds nothing meanwhile.
     pub(super) fn run_reading(&self, request: impl Future<Output = ()> + Send + 'static) {
-        let turns = self.turns.clone();
+        let (turns, request) = (self.turns.clone(), Box::pin(request));
         self.run(async move {
             let _turn = turns.acquire().await; // never closed
             request.await;
@@ -64,13 +64,13 @@ impl Requests {
 
     /// Runs a request: at once if it need not wait, else as a task.
     pub(super) fn run(&self, request: impl Future<Output = ()> + Send + 'static) {
-        begin(&self.runtime, request);
+        begin(&self.runtime, Box::pin(request));
     }
 }
 
-fn begin(runtime: &Handle, request: impl Future<Output = ()> + Send + 'static) {
+/// Boxed at once: a request's state is kilobytes, which each hand it goes through would copy.
+fn begin(runtime: &Handle, mut request: Pin<Box<dyn Future<Output = ()> + Send>>) {
     let _runtime = runtime.enter();
-    let mut request: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(request);
     let mut nobody = Context::from_waker(Waker::noop());
     match catch_unwind(AssertUnwindSafe(|| request.as_mut().poll(&mut nobody))) {
         Ok(Poll::Ready(())) => {}

@@ -217,13 +217,14 @@ impl Writer {
                 None => return Ok(Adopted::Changed),
             },
             (Some(bytes), found) => {
-                if let Some(file) = found {
-                    put_away(&file, bytes)?;
-                }
-                let id = crate::clock::ulid(&*self.shared.clock);
-                let file = staging.create(&id, &intent.key)?;
-                file.write(bytes, 0).1?;
-                file
+                let same = found.map_or(Ok(None), |file| if_the_same(file, bytes))?;
+                let make = || {
+                    let id = crate::clock::ulid(&*self.shared.clock);
+                    let file = staging.create(&id, &intent.key)?;
+                    file.write(bytes, 0).1?;
+                    Ok::<_, io::Error>(file)
+                };
+                same.map_or_else(make, Ok)?
             }
         };
         Ok(Adopted::Here(Staged::adopted(self.shared.clone(), disk, intent)?))
@@ -264,19 +265,23 @@ async fn cut_to_acknowledged(
     Ok(done.map_err(|_| WriteError::disk(libc::EIO, "a check of a staged file died"))??)
 }
 
-/// A staged file whose acknowledged bytes are in the journal: what was written since and never
-/// closed is kept, what the bucket had before is not.
-fn put_away(file: &StagedFile, acknowledged: &[u8]) -> io::Result<()> {
+/// A staged file whose acknowledged bytes are in the journal, if it still holds them. Else it is
+/// put away: what was written since and never closed is kept, what the bucket had before is not.
+fn if_the_same(file: StagedFile, acknowledged: &[u8]) -> io::Result<Option<StagedFile>> {
     let size = file.size()?;
     let same = size == acknowledged.len() as u64 && {
         let mut bytes = vec![0; acknowledged.len()];
         file.read(&mut bytes, 0)? == bytes.len() && bytes == acknowledged
     };
-    if same || size == 0 || file.is_uploaded()? {
-        file.remove()
-    } else {
-        file.quarantine(Why::NotClosed).map(drop)
+    if same {
+        return Ok(Some(file));
     }
+    if size == 0 || file.is_uploaded()? {
+        file.remove()?;
+    } else {
+        file.quarantine(Why::NotClosed)?;
+    }
+    Ok(None)
 }
 
 fn crc64_of(file: &StagedFile, size: u64) -> io::Result<u64> {

@@ -46,8 +46,8 @@ pub const JOURNAL_FILE: &str = "journal.redb";
 const LOG_FILE: &str = "journal.log";
 /// While it is being made; a crash then leaves no half store under the name above.
 const NEW_FILE: &str = "journal.new";
-/// An empty store larger than this is made anew, in bytes.
-const EMPTY_BYTES_MAX: u64 = 64 << 20;
+/// An empty store larger than this is made anew, in bytes; in tests every one.
+const EMPTY_BYTES_MAX: u64 = if cfg!(test) { 0 } else { 64 << 20 };
 
 /// Where acknowledged files are noted. Dropping it ends its thread after what it was told.
 pub struct Journal {
@@ -123,6 +123,8 @@ impl Journal {
         let (log, changes) = Log::read(Box::new(open_log(dir)?), mark)?;
         let intents = read_all(&store, &changes)?;
         if intents.is_empty() && path.metadata()?.len() > EMPTY_BYTES_MAX {
+            // First the store is empty by itself: the log that says so is made anew before it.
+            store.commit(&changes, log.mark())?;
             drop((store, log));
             return Ok(Some((Self::create(staged, random)?, Vec::new())));
         }
@@ -132,12 +134,12 @@ impl Journal {
     /// An empty journal at the same place, whole or not at all.
     pub fn create(staged: &Path, random: u64) -> io::Result<Self> {
         let dir = beside(staged)?;
+        let mark = make_log(dir, random)?;
         let new = dir.join(NEW_FILE);
         match std::fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mark = make_log(dir, random)?;
         drop(Store::create(&new, mark)?);
         let path = dir.join(JOURNAL_FILE);
         std::fs::rename(&new, &path)?;
@@ -454,6 +456,36 @@ mod tests {
         after.put(intent(4, "k", b"4"), FileName::Unneeded, vec![CloseId(1)], || ()).await.unwrap();
         drop(after);
         assert_eq!(ids(&open(&killed).1), [3, 4]);
+    }
+
+    /// Files that were removed came back: the store still had what only the log had removed, and
+    /// that log was replaced before the store was.
+    #[tokio::test]
+    async fn what_was_removed_does_not_come_back_with_a_journal_that_is_made_anew() {
+        let (_root, dir) = place();
+        let journal = Journal::create(&dir, 7).unwrap();
+        journal.put(intent(1, "k", b"one"), FileName::Unneeded, Vec::new(), || ()).await.unwrap();
+        drop(journal); // it is in the store now
+        let journal = open(&dir).0;
+        journal.remove(vec![CloseId(1)]).await.unwrap();
+        let (_copy, killed) = place();
+        for file in [JOURNAL_FILE, LOG_FILE] {
+            std::fs::copy(dir.with_file_name(file), killed.with_file_name(file)).unwrap();
+        }
+        let in_the_way = killed.with_file_name(NEW_FILE);
+        std::fs::create_dir(&in_the_way).unwrap();
+        Journal::open(&killed, 8).unwrap_err();
+        std::fs::remove_dir(&in_the_way).unwrap();
+        assert!(open(&killed).1.is_empty());
+    }
+
+    #[test]
+    fn a_log_that_was_cut_is_not_taken_for_an_empty_one() {
+        let (_root, dir) = place();
+        drop(Journal::create(&dir, 7).unwrap());
+        let log = File::options().write(true).open(dir.with_file_name(LOG_FILE)).unwrap();
+        log.set_len(8192).unwrap();
+        assert!(Journal::open(&dir, 7).unwrap_err().to_string().contains(LOG_FILE));
     }
 
     #[test]

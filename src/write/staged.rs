@@ -269,16 +269,31 @@ impl Staged {
     /// upload that runs may still be completed: see [`Staged::settled`]. A base that is not
     /// complete must be fetched before its object is deleted if the file is still to be read.
     pub fn discard(&self) {
+        self.stop(true);
+        match self.disk.remove() {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "a staged file could not be removed");
+            }
+            _ => {}
+        }
+    }
+
+    /// It is about to be unlinked: from now on nothing is uploaded, as after [`Staged::discard`],
+    /// which is to follow; else all is as before once what this returns is dropped.
+    pub fn hold_back(&self) -> HeldBack<'_> {
+        HeldBack(self.stop(true).then_some(self))
+    }
+
+    /// Whether that is a change.
+    fn stop(&self, stopped: bool) -> bool {
         let mut state = self.state.lock();
-        if std::mem::replace(&mut state.discarded, true) {
-            return;
+        let changes = std::mem::replace(&mut state.discarded, stopped) != stopped;
+        if changes {
+            self.recharge(&mut state);
+            drop(state);
+            self.abort_stale();
         }
-        self.recharge(&mut state);
-        drop(state);
-        if let Err(error) = self.disk.remove() {
-            tracing::warn!(%error, "a staged file could not be removed");
-        }
-        self.abort_stale();
+        changes
     }
 
     pub(super) fn modified_of(&self, state: &State) -> io::Result<SystemTime> {
@@ -316,6 +331,26 @@ impl Staged {
         };
         self.shared.recount(state.charged, dirty);
         state.charged = dirty;
+    }
+}
+
+/// A file of which nothing goes up meanwhile.
+#[must_use]
+pub struct HeldBack<'a>(Option<&'a Staged>);
+
+impl HeldBack<'_> {
+    pub fn discard(mut self) {
+        if let Some(staged) = self.0.take() {
+            staged.discard();
+        }
+    }
+}
+
+impl Drop for HeldBack<'_> {
+    fn drop(&mut self) {
+        if let Some(staged) = self.0 {
+            staged.stop(false);
+        }
     }
 }
 

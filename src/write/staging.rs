@@ -46,7 +46,8 @@ impl StagingDir {
         let parent = dir.parent().ok_or(io::ErrorKind::InvalidInput)?;
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let quarantine = parent.join(QUARANTINE_DIR);
-        let staging = Self { dir: dir.to_owned(), quarantine, unused: Unused::default() };
+        let unused = Unused::new(dir);
+        let staging = Self { dir: dir.to_owned(), quarantine, unused };
         let mut moved = 0;
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;

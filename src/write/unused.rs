@@ -12,6 +12,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
@@ -29,8 +30,12 @@ const BYTES_MAX: u64 = 1 << 20;
 const F_SETSIG: libc::c_int = 10;
 
 /// The files at hand.
-#[derive(Debug, Default)]
-pub struct Unused(Mutex<Names>);
+#[derive(Debug)]
+pub struct Unused {
+    names: Mutex<Names>,
+    /// Whether leases tell here who else has a file.
+    leases_tell: bool,
+}
 
 #[derive(Debug, Default)]
 struct Names {
@@ -44,9 +49,19 @@ pub fn is_unused(name: &str) -> bool {
 }
 
 impl Unused {
+    /// For files in `dir`. Where a lease does not tell of an open file, or of a mapping, none is
+    /// used again: not on overlayfs, which maps another inode than it opens.
+    pub fn new(dir: &Path) -> Self {
+        let leases_tell = leases_tell(dir).unwrap_or_else(|error| {
+            tracing::debug!(%error, "no staged file is used again");
+            false
+        });
+        Self { names: Mutex::default(), leases_tell }
+    }
+
     /// A file at `path`, empty, as new; `None`: there is none at hand.
     pub fn take(&self, path: &Path) -> Option<File> {
-        let name = self.0.lock().free.pop()?;
+        let name = self.names.lock().free.pop()?;
         let file = OpenOptions::new().read(true).write(true).open(&name).ok()?;
         std::fs::rename(&name, path).ok()?; // what is in the way here is in nobody's
         Some(file)
@@ -54,11 +69,11 @@ impl Unused {
 
     /// Takes a file that is done with, its name too. False: it stays as it is.
     pub fn put(&self, file: &mut StagedFile) -> io::Result<bool> {
-        if file.allocated()? > BYTES_MAX || !is_ours_alone(file.file()) {
+        if !self.leases_tell || file.allocated()? > BYTES_MAX || !is_ours_alone(file.file()) {
             return Ok(false);
         }
         let name = {
-            let mut names = self.0.lock();
+            let mut names = self.names.lock();
             if names.free.len() >= UNUSED_MAX {
                 return Ok(false);
             }
@@ -69,13 +84,13 @@ impl Unused {
         let path = file.rename(&name)?;
         file.forget_notes()?;
         file.set_size(0)?;
-        self.0.lock().free.push(path);
+        self.names.lock().free.push(path);
         Ok(true)
     }
 
     /// Nothing is at hand any more.
     pub fn clear(&self) {
-        for name in self.0.lock().free.drain(..) {
+        for name in self.names.lock().free.drain(..) {
             let _ = std::fs::remove_file(name); // or else the next mount does
         }
     }
@@ -92,6 +107,32 @@ fn is_ours_alone(file: &File) -> bool {
             && libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK) == 0
             && libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK) == 0
     }
+}
+
+/// Tries it on a file that is open twice, that is mapped, and that is neither.
+fn leases_tell(dir: &Path) -> io::Result<bool> {
+    let path = dir.join(format!("{PREFIX}try"));
+    let mut options = OpenOptions::new();
+    let file =
+        options.read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+    let other = File::open(&path);
+    std::fs::remove_file(&path)?;
+    let other = other?;
+    file.set_len(1)?;
+    let told_of_open = !is_ours_alone(&file);
+    // SAFETY: a new mapping at an address of the kernel's choice, which nobody reads.
+    let mapped = unsafe {
+        let (read, shared) = (libc::PROT_READ, libc::MAP_SHARED);
+        libc::mmap(std::ptr::null_mut(), 1, read, shared, other.as_raw_fd(), 0)
+    };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    drop(other);
+    let told_of_mapped = !is_ours_alone(&file);
+    // SAFETY: it is our mapping, and nobody has a reference into it.
+    unsafe { libc::munmap(mapped, 1) };
+    Ok(told_of_open && told_of_mapped && is_ours_alone(&file))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 import ctypes
 import errno
+import mmap
 import os
 import shutil
 import socket
@@ -193,6 +194,21 @@ def test_a_reader_of_a_cached_file_sees_what_is_written_after_its_open():
     same(a / "f", b"anew")
 
 
+def test_a_small_file_that_is_read_can_be_written_anew():
+    """It rests no more from its own write, and the reader has the cached file itself."""
+    a, _ = places("read")
+    for body in (os.urandom(4096), os.urandom(3_000_000)):
+        (a / "f").write_bytes(body)
+        for i in range(100):
+            (a / f"other{i}").write_bytes(b"more than rest for their next open")
+        same(a / "f", body)
+        with open(a / "f", "rb", buffering=0) as reader:
+            assert reader.read(100) == body[:100]
+            (a / "f").write_bytes(b"anew")
+            assert os.pread(reader.fileno(), 10, 0) == b"anew"
+        same(a / "f", b"anew")
+
+
 def test_a_reader_of_a_cached_file_keeps_it_when_it_goes():
     a, b = places("kept")
     bodies = {name: os.urandom(2_000_000) for name in ("unlinked", "renamed", "replaced", "elsewhere")}
@@ -211,6 +227,28 @@ def test_a_reader_of_a_cached_file_keeps_it_when_it_goes():
     for name, reader in readers.items():
         assert os.pread(reader.fileno(), 3_000_000, 0) == bodies[name], name
         reader.close()
+
+
+def test_what_a_program_has_mapped_stays_whatever_is_written_after():
+    """The daemon uses the files again that were written here: not those that somebody maps or has open."""
+    a, _ = places("mapped")
+    bodies = {f"m{i}": os.urandom(5000) for i in range(20)}
+    mapped, readers = {}, {}
+    for name, body in bodies.items():
+        with open(a / name, "wb+") as f:
+            f.write(body)
+            f.flush()
+            mapped[name] = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
+        readers[name] = open(a / name, "rb", buffering=0)
+    # More than rest for their next open, several times: each is uploaded, and its file used again.
+    for i in range(400):
+        (a / f"other{i}").write_bytes(os.urandom(6000))
+    for name, body in bodies.items():
+        assert mapped[name][:] == body, name
+        assert os.pread(readers[name].fileno(), 9000, 0) == body, name
+        readers[name].close()
+        mapped[name].close()
+        same(a / name, body)
 
 
 def test_zz_both_nodes_unmount_cleanly():

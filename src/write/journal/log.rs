@@ -58,7 +58,18 @@ pub struct LogFile {
 }
 
 impl LogFile {
+    /// A log as it was made. Fails where that was cut: what was cut off may have been acknowledged.
     pub fn open(path: &Path) -> io::Result<Self> {
+        match path.metadata()?.len() {
+            bytes if bytes == LOG_BYTES as u64 => Self::of_any_length(path),
+            bytes => {
+                let text = format!("{bytes} bytes long in place of {LOG_BYTES}");
+                Err(io::Error::new(io::ErrorKind::InvalidData, text))
+            }
+        }
+    }
+
+    fn of_any_length(path: &Path) -> io::Result<Self> {
         let open = |flags| OpenOptions::new().read(true).write(true).custom_flags(flags).open(path);
         let direct = open(libc::O_DIRECT | libc::O_DSYNC).ok();
         // Some file systems take the flags, and then fail.
@@ -97,12 +108,15 @@ fn bytes_of(blocks: &mut [Block]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(blocks.as_mut_ptr().cast(), size_of_val(blocks)) }
 }
 
-/// Makes a log's file, whole when this returns, with no record in it. Its name is not synced.
+/// Makes a log with no record in it, in place of what is there: whole or not at all. Its name is
+/// not synced.
 pub fn make(path: &Path) -> io::Result<()> {
+    let new = path.with_extension("log-new");
     let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.write_all_at(&vec![0; LOG_BYTES], 0)?;
-    file.sync_all()
+    file.sync_all()?;
+    std::fs::rename(&new, path)
 }
 
 /// A log that is written on.
@@ -259,14 +273,14 @@ mod tests {
     }
 
     fn read(file: &tempfile::NamedTempFile, mark: Mark) -> io::Result<(Log, Changes)> {
-        Log::read(Box::new(LogFile::open(file.path()).unwrap()), mark)
+        Log::read(Box::new(LogFile::of_any_length(file.path()).unwrap()), mark)
     }
 
     #[test]
     fn past_the_page_cache_or_through_it_a_log_is_the_same() {
         for direct in [true, false] {
             let file = file();
-            let mut medium = LogFile::open(file.path()).unwrap();
+            let mut medium = LogFile::of_any_length(file.path()).unwrap();
             medium.direct = medium.direct.filter(|_| direct);
             let mut log = Log::read(Box::new(medium), MARK).unwrap().0;
             assert!(log.append(&value(1, &[1; 5000])).unwrap());

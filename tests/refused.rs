@@ -1,0 +1,86 @@
+//! What a store refuses is not done here either: a file that could not be removed is what it was.
+
+#[path = "support/clock.rs"]
+mod clock;
+#[path = "support/mounts.rs"]
+mod mounts;
+#[path = "support/steered.rs"]
+mod steered;
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use trialfs::bucket::BucketError;
+use trialfs::bucket::memory::MemoryStore;
+use trialfs::clock::{Clock, ulid};
+use trialfs::config::Durability;
+use trialfs::fs::error::Errno;
+use trialfs::fs::{Caller, Closer, Fs};
+use trialfs::types::Ino;
+
+use clock::TestClock;
+use mounts::Setup;
+use steered::{Steer, Steered};
+
+const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+const REPLACE: i32 = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
+
+/// Refuses every request while it is told to.
+#[derive(Debug, Clone, Default)]
+struct Refuses(Arc<AtomicBool>);
+
+impl Steer for Refuses {
+    async fn run<T: Send>(
+        &self,
+        act: impl Future<Output = Result<T, BucketError>> + Send,
+    ) -> Result<T, BucketError> {
+        match self.0.load(Ordering::SeqCst) {
+            true => Err(BucketError::Denied("by the test".to_owned())),
+            false => act.await,
+        }
+    }
+}
+
+async fn write(fs: &Fs, handle: u64, body: &[u8]) -> Result<(), Errno> {
+    fs.write(handle, 0, body).await?;
+    let closed = fs.flush(handle, Closer::Living(0)).await;
+    fs.release(handle).await;
+    closed
+}
+
+/// unlink(2) had failed, and what was acknowledged last was gone all the same.
+#[tokio::test(start_paused = true)]
+async fn what_was_acknowledged_is_not_lost_with_an_unlink_that_is_refused() {
+    let clock: Arc<dyn Clock> = Arc::new(TestClock::default());
+    let (objects, refuses) = (MemoryStore::new(clock.clone()), Refuses::default());
+    let store = Steered::new(objects.clone(), refuses.clone());
+    let (disk, id) = (tempfile::tempdir().unwrap(), ulid(&*clock));
+    let mut setup = Setup::new(store, clock, disk.path(), id, Duration::from_secs(30));
+    setup.fs.durability = Durability::Local;
+    let fs = setup.mount().unwrap().0;
+    let name = OsStr::new("f");
+    let (entry, opened) = fs.create(Ino::ROOT, name, 0o644, REPLACE, CALLER).await.unwrap();
+    let has = |body: &[u8]| objects.objects().values().any(|object| object.as_ref() == body);
+    write(&fs, opened.handle, b"one").await.unwrap();
+    let soon = async {
+        while !has(b"one") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), soon).await.expect("goes up");
+    let opened = fs.open(entry.stat.ino, REPLACE, 0).await.unwrap();
+    refuses.0.store(true, Ordering::SeqCst);
+    write(&fs, opened.handle, b"two").await.unwrap();
+    fs.unlink(Ino::ROOT, name).await.unwrap_err();
+    refuses.0.store(false, Ordering::SeqCst);
+    let later = async {
+        while !has(b"two") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(600), later).await.expect("goes up yet");
+    fs.unlink(Ino::ROOT, name).await.unwrap();
+    assert!(!has(b"two"));
+}
