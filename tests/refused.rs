@@ -50,6 +50,15 @@ async fn write(fs: &Fs, handle: u64, body: &[u8]) -> Result<(), Errno> {
     closed
 }
 
+async fn until(holds: impl Fn() -> bool, at_most: Duration) {
+    let held = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(at_most, held).await.expect("it goes up");
+}
+
 /// unlink(2) had failed, and what was acknowledged last was gone all the same.
 #[tokio::test(start_paused = true)]
 async fn what_was_acknowledged_is_not_lost_with_an_unlink_that_is_refused() {
@@ -64,23 +73,13 @@ async fn what_was_acknowledged_is_not_lost_with_an_unlink_that_is_refused() {
     let (entry, opened) = fs.create(Ino::ROOT, name, 0o644, REPLACE, CALLER).await.unwrap();
     let has = |body: &[u8]| objects.objects().values().any(|object| object.as_ref() == body);
     write(&fs, opened.handle, b"one").await.unwrap();
-    let soon = async {
-        while !has(b"one") {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), soon).await.expect("goes up");
+    until(|| has(b"one"), Duration::from_secs(60)).await;
     let opened = fs.open(entry.stat.ino, REPLACE, 0).await.unwrap();
     refuses.0.store(true, Ordering::SeqCst);
     write(&fs, opened.handle, b"two").await.unwrap();
     fs.unlink(Ino::ROOT, name).await.unwrap_err();
     refuses.0.store(false, Ordering::SeqCst);
-    let later = async {
-        while !has(b"two") {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(600), later).await.expect("goes up yet");
+    until(|| has(b"two"), Duration::from_secs(600)).await;
     fs.unlink(Ino::ROOT, name).await.unwrap();
     assert!(!has(b"two"));
 }

@@ -70,7 +70,7 @@ impl Fs {
             (None, None) if unasked => self.remove_object(parent, &key).await,
             (None, None) => Ok(()),
         }?;
-        held.into_iter().for_each(HeldBack::discard);
+        held.into_iter().for_each(HeldBack::for_good);
         self.forget_content(ino, file, &key);
         self.leave_journal(file).await?;
         let wall = self.wall();

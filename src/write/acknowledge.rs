@@ -52,7 +52,6 @@ impl Staged {
     ///
     /// Returns the state that was acknowledged. An error acknowledges nothing.
     pub async fn acknowledge(&self, closing: Closing) -> Result<Stamp, WriteError> {
-        let me = self.me.upgrade().ok_or(BucketError::NotFound)?;
         let _syncing = self.shared.syncing();
         let stamp = self.stamp();
         let size = self.size()?;
@@ -64,6 +63,7 @@ impl Staged {
             self.put_in_journal(closing, (read as u64, crc), Some(bytes)).await?;
             return Ok(stamp);
         }
+        let me = self.me.upgrade().ok_or(BucketError::NotFound)?;
         let died = Err(WriteError::disk(libc::EIO, "the acknowledging task died"));
         let large = async move {
             let (synced, crc) = tokio::join!(me.sync_data(), me.checksum(0..size));

@@ -184,16 +184,7 @@ impl Journal {
         replaces: Vec<CloseId>,
         noted: impl FnOnce() + Send + 'static,
     ) -> io::Result<()> {
-        let what = What::Put { intent: Box::new(intent), name, replaces };
-        if tokio::task::try_id().is_none()
-            && let Some(mut keeper) = self.keeper.try_lock().filter(|keeper| keeper.is_quiet())
-        {
-            let (call, mut answer) = waiting(what, noted);
-            keeper.take(vec![call]);
-            drop(keeper);
-            return answered(answer.try_recv().map_err(|_| ended()));
-        }
-        self.call(what, noted).await
+        self.call(What::Put { intent: Box::new(intent), name, replaces }, noted).await
     }
 
     /// The file is in the bucket as `etag`: the entry goes, and one that was to replace it now
@@ -225,17 +216,37 @@ impl Journal {
     }
 
     async fn call(&self, what: What, well: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        let (call, answer) = waiting(what, well);
-        let calls = self.calls.as_ref().ok_or_else(ended)?;
-        calls.send(call).map_err(|_| ended())?;
-        answered(answer.await.map_err(|_| ended()))
+        let (tell, answer) = oneshot::channel();
+        let done: Done = Box::new(move |result| {
+            if result.is_ok() {
+                well();
+            }
+            let _ = tell.send(result); // whoever does not wait any more was cancelled
+        });
+        let ended = || io::Error::other("the journal has ended");
+        if !self.hand_over(Call { what, done: Some(done) }) {
+            return Err(ended());
+        }
+        let answer = answer.await.map_err(|_| ended())?;
+        answer.map_err(|failure| io::Error::new(failure.kind, failure.text))
+    }
+
+    /// False: nobody takes it any more.
+    fn hand_over(&self, call: Call) -> bool {
+        // What was told before may be on its way yet: only a put may overtake that.
+        if matches!(call.what, What::Put { .. })
+            && tokio::task::try_id().is_none()
+            && let Some(mut keeper) = self.keeper.try_lock().filter(|keeper| keeper.is_quiet())
+        {
+            keeper.take(vec![call]);
+            return true;
+        }
+        self.calls.as_ref().is_some_and(|calls| calls.send(call).is_ok())
     }
 
     fn tell(&self, what: What) {
-        let sent = self.calls.as_ref().is_some_and(|calls| {
-            calls.send(Call { what, done: None }).is_ok() // a thread that ended has said why
-        });
-        if !sent {
+        if !self.hand_over(Call { what, done: None }) {
+            // A thread that ended has said why.
             tracing::debug!("the journal has ended; an entry is left to the next mount");
         }
     }
@@ -245,29 +256,6 @@ impl fmt::Debug for Journal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Journal").finish_non_exhaustive()
     }
-}
-
-/// A call, and who waits for it.
-fn waiting(
-    what: What,
-    well: impl FnOnce() + Send + 'static,
-) -> (Call, oneshot::Receiver<Result<(), Failure>>) {
-    let (tell, answer) = oneshot::channel();
-    let done: Done = Box::new(move |result| {
-        if result.is_ok() {
-            well();
-        }
-        let _ = tell.send(result); // whoever does not wait any more was cancelled
-    });
-    (Call { what, done: Some(done) }, answer)
-}
-
-fn ended() -> io::Error {
-    io::Error::other("the journal has ended")
-}
-
-fn answered(answer: io::Result<Result<(), Failure>>) -> io::Result<()> {
-    answer?.map_err(|failure| io::Error::new(failure.kind, failure.text))
 }
 
 impl Drop for Journal {
@@ -344,6 +332,20 @@ mod tests {
         Journal::open(dir, 7).unwrap().unwrap()
     }
 
+    async fn put(journal: &Journal, intent: Intent, replaces: &[u64]) {
+        let replaces = replaces.iter().map(|id| CloseId(*id)).collect();
+        journal.put(intent, FileName::Unneeded, replaces, || ()).await.unwrap();
+    }
+
+    /// What a daemon leaves that is killed now, which no drop precedes: a copy of it.
+    fn killed(dir: &Path) -> (tempfile::TempDir, PathBuf) {
+        let (root, copy) = place();
+        for file in [JOURNAL_FILE, LOG_FILE] {
+            std::fs::copy(dir.with_file_name(file), copy.with_file_name(file)).unwrap();
+        }
+        (root, copy)
+    }
+
     fn ids(intents: &[Intent]) -> Vec<u64> {
         intents.iter().map(|intent| intent.id.0).collect()
     }
@@ -355,7 +357,7 @@ mod tests {
         let journal = Journal::create(&dir, 7).unwrap();
         let all: Vec<Intent> = (1..=4).map(|id| intent(id, "k", &[id as u8; 9])).collect();
         for intent in &all {
-            journal.put(intent.clone(), FileName::Unneeded, Vec::new(), || ()).await.unwrap();
+            put(&journal, intent.clone(), &[]).await;
         }
         journal.published(CloseId(1), ETag("e".to_owned()));
         journal.remove(vec![CloseId(3)]).await.unwrap();
@@ -369,8 +371,8 @@ mod tests {
         let (_root, dir) = place();
         let journal = Journal::create(&dir, 7).unwrap();
         let second = Intent { before: Before::Closed(CloseId(1)), ..intent(2, "k", b"two") };
-        journal.put(intent(1, "k", b"one"), FileName::Unneeded, Vec::new(), || ()).await.unwrap();
-        journal.put(second, FileName::Unneeded, Vec::new(), || ()).await.unwrap();
+        put(&journal, intent(1, "k", b"one"), &[]).await;
+        put(&journal, second, &[]).await;
         drop(journal);
         let (journal, _) = open(&dir);
         journal.published(CloseId(1), ETag("e1".to_owned()));
@@ -378,10 +380,7 @@ mod tests {
         let (journal, found) = open(&dir);
         assert_eq!(ids(&found), [2]);
         assert_eq!(found[0].before, Before::Version(ETag("e1".to_owned())));
-        journal
-            .put(intent(3, "k", b"3"), FileName::Unneeded, vec![CloseId(2)], || ())
-            .await
-            .unwrap();
+        put(&journal, intent(3, "k", b"3"), &[2]).await;
         drop(journal);
         assert_eq!(ids(&open(&dir).1), [3]);
     }
@@ -390,7 +389,7 @@ mod tests {
     async fn an_upload_that_was_begun_is_found_again() {
         let (_root, dir) = place();
         let journal = Journal::create(&dir, 7).unwrap();
-        journal.put(intent(1, "k", b"one"), FileName::Unneeded, Vec::new(), || ()).await.unwrap();
+        put(&journal, intent(1, "k", b"one"), &[]).await;
         let begun = Begun { upload: "u".to_owned(), parts: Default::default() };
         journal.begun(CloseId(1), begun.clone());
         journal.begun(CloseId(9), begun.clone());
@@ -415,10 +414,7 @@ mod tests {
         drop(old);
         let (journal, found) = open(&dir);
         assert_eq!(ids(&found), [1]);
-        journal
-            .put(intent(2, "k", b"2"), FileName::Unneeded, vec![CloseId(1)], || ())
-            .await
-            .unwrap();
+        put(&journal, intent(2, "k", b"2"), &[1]).await;
         drop(journal);
         assert_eq!(ids(&open(&dir).1), [2]);
     }
@@ -427,7 +423,7 @@ mod tests {
     async fn a_journal_is_not_opened_without_its_log() {
         let (_root, dir) = place();
         let journal = Journal::create(&dir, 7).unwrap();
-        journal.put(intent(1, "k", b"one"), FileName::Unneeded, Vec::new(), || ()).await.unwrap();
+        put(&journal, intent(1, "k", b"one"), &[]).await;
         drop(journal);
         let log = dir.with_file_name(LOG_FILE);
         std::fs::rename(&log, log.with_extension("away")).unwrap();
@@ -437,23 +433,19 @@ mod tests {
         assert_eq!(ids(&open(&dir).1), [1]);
     }
 
-    /// The log is read again after a kill, which no drop precedes: here it is copied while it runs.
+    /// The log is read again after a kill.
     #[tokio::test]
     async fn what_only_the_log_says_is_found_again() {
         let (_root, dir) = place();
         let journal = Journal::create(&dir, 7).unwrap();
         for id in 1..=3 {
-            let name = FileName::Unneeded;
-            journal.put(intent(id, "k", &[id as u8; 99]), name, Vec::new(), || ()).await.unwrap();
+            put(&journal, intent(id, "k", &[id as u8; 99]), &[]).await;
         }
         journal.remove(vec![CloseId(2)]).await.unwrap();
-        let (_copy, killed) = place();
-        for file in [JOURNAL_FILE, LOG_FILE] {
-            std::fs::copy(dir.with_file_name(file), killed.with_file_name(file)).unwrap();
-        }
+        let (_copy, killed) = killed(&dir);
         let (after, found) = open(&killed);
         assert_eq!(ids(&found), [1, 3]);
-        after.put(intent(4, "k", b"4"), FileName::Unneeded, vec![CloseId(1)], || ()).await.unwrap();
+        put(&after, intent(4, "k", b"4"), &[1]).await;
         drop(after);
         assert_eq!(ids(&open(&killed).1), [3, 4]);
     }
@@ -464,14 +456,11 @@ mod tests {
     async fn what_was_removed_does_not_come_back_with_a_journal_that_is_made_anew() {
         let (_root, dir) = place();
         let journal = Journal::create(&dir, 7).unwrap();
-        journal.put(intent(1, "k", b"one"), FileName::Unneeded, Vec::new(), || ()).await.unwrap();
+        put(&journal, intent(1, "k", b"one"), &[]).await;
         drop(journal); // it is in the store now
         let journal = open(&dir).0;
         journal.remove(vec![CloseId(1)]).await.unwrap();
-        let (_copy, killed) = place();
-        for file in [JOURNAL_FILE, LOG_FILE] {
-            std::fs::copy(dir.with_file_name(file), killed.with_file_name(file)).unwrap();
-        }
+        let (_copy, killed) = killed(&dir);
         let in_the_way = killed.with_file_name(NEW_FILE);
         std::fs::create_dir(&in_the_way).unwrap();
         Journal::open(&killed, 8).unwrap_err();

@@ -339,10 +339,9 @@ impl Staged {
 pub struct HeldBack<'a>(Option<&'a Staged>);
 
 impl HeldBack<'_> {
-    pub fn discard(mut self) {
-        if let Some(staged) = self.0.take() {
-            staged.discard();
-        }
+    /// It was unlinked; whoever says so discards it.
+    pub fn for_good(mut self) {
+        self.0 = None;
     }
 }
 

@@ -51,11 +51,12 @@ impl StagingDir {
         let mut moved = 0;
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;
-            let is = |what: &dyn Fn(&str) -> bool| entry.file_name().to_str().is_some_and(what);
-            if is(&|name| kept.contains(name)) || !entry.file_type()?.is_file() {
+            let name = entry.file_name();
+            let name = name.to_str().unwrap_or_default(); // no other is ours
+            if kept.contains(name) || !entry.file_type()?.is_file() {
                 continue;
             }
-            if is(&is_unused) {
+            if is_unused(name) {
                 std::fs::remove_file(entry.path())?;
                 continue;
             }

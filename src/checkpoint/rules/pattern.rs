@@ -7,11 +7,7 @@ pub const PATTERN_BYTES_MAX: usize = crate::types::NAME_BYTES_MAX;
 
 /// A pattern of one component of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pattern {
-    tokens: Vec<Token>,
-    /// What every match begins with: most names are told by it, at every step in a directory.
-    prefix: String,
-}
+pub struct Pattern(Vec<Token>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token {
@@ -43,12 +39,7 @@ impl Pattern {
             tokens.push(token);
             rest = &rest[length..];
         }
-        let literal = tokens.iter().map_while(|token| match token {
-            Token::Char(c) => Some(*c),
-            _ => None,
-        });
-        let prefix = literal.collect();
-        Ok(Self { tokens, prefix })
+        Ok(Self(tokens))
     }
 
     /// Of a text in the source, which is known to be one.
@@ -57,14 +48,20 @@ impl Pattern {
     }
 
     pub fn matches(&self, name: &str) -> bool {
-        if !name.starts_with(&self.prefix) {
+        // Most names are told by how they begin, at every step in a directory.
+        let begins = self.0.iter().zip(name.chars()).find_map(|(token, c)| match token {
+            Token::Char(wanted) if *wanted == c => None,
+            Token::Char(_) => Some(false),
+            _ => Some(true),
+        });
+        if begins == Some(false) {
             return false;
         }
         let name: Vec<char> = name.chars().collect();
         // ends[i]: the tokens so far match the first i characters.
         let mut ends = vec![false; name.len() + 1];
         ends[0] = true;
-        for token in &self.tokens {
+        for token in &self.0 {
             let mut next = vec![false; name.len() + 1];
             for at in 0..=name.len() {
                 next[at] = match token {
