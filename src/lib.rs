@@ -10,7 +10,7 @@
 //! | 3 | [`fs`] | one method per file-system operation |
 //! | 2 | [`namespace`], [`read`], [`write`], [`checkpoint`] | names; bytes down, up; commits |
 //! | 1 | [`bucket`] | what we ask of a store |
-//! | 0 | [`types`], [`config`], [`clock`], [`telemetry`] | words that everybody uses |
+//! | 0 | [`types`], [`config`], [`clock`], [`telemetry`], [`pool`] | words that everybody uses |
 
 pub mod bucket;
 pub mod checkpoint;
@@ -21,6 +21,7 @@ pub mod fs;
 pub mod fuse;
 pub mod mount;
 pub mod namespace;
+pub mod pool;
 pub mod read;
 pub mod telemetry;
 pub mod types;

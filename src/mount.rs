@@ -153,6 +153,7 @@ impl Mount {
         let mounted = Mounted::on(point).inspect_err(|_| {
             let _ = kernel::unmount(point, Busy::Detach); // the error says enough
         })?;
+        kernel::read_ahead(&mounted.device);
         let mounted = Arc::new(mounted);
         let serving = assembled
             .serve(config, descriptor, runtime.handle().clone())

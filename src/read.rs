@@ -28,6 +28,7 @@ mod disk;
 mod entry;
 mod fetch;
 mod fill;
+mod growing;
 mod index;
 mod plan;
 mod presence;
@@ -42,6 +43,7 @@ pub mod readahead;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -49,9 +51,11 @@ use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
 use crate::bucket::{Bucket, CHECKED_BYTES_MAX};
 use crate::clock::Clock;
+use crate::pool::Pool;
 use crate::types::Key;
 
 use cache::MemoryTier;
@@ -160,7 +164,9 @@ impl Reader {
             * GRANULE_BYTES;
         let (disk, saved) = Disk::open(config.dir.clone(), clock, create)?;
         let memory = MemoryTier::new(tier_bytes_max);
-        let catalog = Catalog::new(disk, saved, memory, config.cache_bytes_max, config.block_bytes);
+        let pool = Pool::new(flight_bytes_max, Handle::current());
+        let (cache, block) = (config.cache_bytes_max, config.block_bytes);
+        let catalog = Catalog::new(disk, saved, memory, pool, cache, block);
         let gets = config.parallel_gets.max(1);
         let fetcher = Fetcher::new(bucket, catalog.clone(), gets, flight_bytes_max);
         Ok(Arc::new(Self { catalog, fetcher, config, tier_bytes_max, fill_bytes_max }))
@@ -278,9 +284,17 @@ impl Reader {
         let blocks = starts.map(|s| s..(s + self.fill_bytes_max).min(version.size));
         let copies = blocks.map(|block| async move {
             let plan = self.plan(&hold.entry, &block, &block);
-            let frames = self.gather(&hold.entry, &block, plan).await?;
+            let pieces = self.gather(&hold.entry, &block, plan).await?;
             let to = into.try_clone()?;
-            blocking(move || disk::write_frames(&to, block.start, &frames)).await?;
+            let write = move || {
+                let mut at = block.start;
+                for piece in pieces {
+                    to.write_all_at(&piece, at)?;
+                    at += piece.len() as u64;
+                }
+                Ok(())
+            };
+            blocking(write).await?;
             Ok::<(), ReadError>(())
         });
         stream::iter(copies).buffer_unordered(FETCH_ALL_BLOCKS).try_collect::<()>().await?;
@@ -332,7 +346,7 @@ impl Reader {
         }
         let (catalog, hold) = (self.catalog.clone(), self.catalog.hold(version));
         self.fetcher.runtime().spawn_blocking(move || {
-            catalog.store(&hold.entry, 0, &[data], Origin::Wanted);
+            catalog.store(&hold.entry, 0, &data, Origin::Wanted);
             hold.entry.set_compared(); // it came from here
         });
     }
@@ -429,10 +443,10 @@ impl Reader {
         let mut plan = plan;
         for _ in 0..PLANS_MAX {
             let parts = plan.parts.into_iter().map(|(part, source)| self.part(entry, part, source));
-            let parts: Vec<Option<Vec<Bytes>>> =
+            let parts: Vec<Option<Bytes>> =
                 join_all(parts).await.into_iter().collect::<Result<_, _>>()?;
-            if let Some(parts) = parts.into_iter().collect::<Option<Vec<_>>>() {
-                return Ok(parts.into_iter().flatten().collect());
+            if let Some(parts) = parts.into_iter().collect() {
+                return Ok(parts);
             }
             plan = self.plan(entry, range, range);
         }
@@ -445,12 +459,12 @@ impl Reader {
         entry: &Arc<Entry>,
         part: Range<u64>,
         source: Source,
-    ) -> Result<Option<Vec<Bytes>>, ReadError> {
+    ) -> Result<Option<Bytes>, ReadError> {
         match source {
-            Source::Memory(bytes) => Ok(Some(vec![bytes])),
+            Source::Memory(bytes) => Ok(Some(bytes)),
             Source::Fill(fill) => fill.bytes(&part).await.map(Some),
             Source::Disk => match self.catalog.read_disk(entry, &part, Wait::No) {
-                DiskRead::Bytes(bytes) => Ok(Some(vec![bytes])),
+                DiskRead::Bytes(bytes) => Ok(Some(bytes)),
                 DiskRead::Lost { .. } => Ok(None),
                 DiskRead::WouldBlock => self.part_from_slow_disk(entry, part).await,
             },
@@ -461,11 +475,11 @@ impl Reader {
         &self,
         entry: &Arc<Entry>,
         part: Range<u64>,
-    ) -> Result<Option<Vec<Bytes>>, ReadError> {
+    ) -> Result<Option<Bytes>, ReadError> {
         let (catalog, entry) = (self.catalog.clone(), entry.clone());
         let read = move || catalog.read_disk(&entry, &part, Wait::Yes);
         match self.fetcher.runtime().spawn_blocking(read).await {
-            Ok(DiskRead::Bytes(bytes)) => Ok(Some(vec![bytes])),
+            Ok(DiskRead::Bytes(bytes)) => Ok(Some(bytes)),
             _ => Ok(None),
         }
     }

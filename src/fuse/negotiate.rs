@@ -8,7 +8,7 @@ use super::convert::CAPABILITIES;
 
 /// The largest write the kernel sends at once, in bytes; as large as it goes without more pages.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
-/// How far the kernel reads ahead, in bytes: with 20 ms a request less starves a fast network.
+/// How far the kernel may read ahead, in bytes; how far it does, `mount` says where it may.
 const READAHEAD_BYTES: u32 = 16 << 20;
 /// Requests the kernel keeps under way in the background: enough to cover that read-ahead.
 const BACKGROUND_MAX: u16 = 64;

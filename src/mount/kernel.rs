@@ -23,6 +23,10 @@ const HELPER_MISSING: &str =
 /// Where fusermount3 looks for the number of the socket that it sends the descriptor to.
 const HELPER_SOCKET_ENV: &str = "_FUSE_COMMFD";
 
+/// The largest READ there is. More would be fetched around each page of a mapped file that is read
+/// here and there.
+const READ_AHEAD_KIB: u32 = 1024;
+
 /// What the kernel is told of a mount.
 #[derive(Debug, Clone)]
 pub struct MountOptions {
@@ -64,6 +68,17 @@ pub fn mount(point: &Path, options: &MountOptions) -> Result<OwnedFd> {
 /// where nothing is mounted.
 pub fn unmount(point: &Path, busy: Busy) -> io::Result<()> {
     if is_root() { unmount_directly(point, busy) } else { unmount_by_helper(point, busy) }
+}
+
+/// Has the kernel read ahead in steps of the largest READ, of the file system with this number
+/// (`major:minor`). Left to itself it asks for 128 KiB at a time, and each asking costs two wakes.
+/// Only root may, and not where /sys is read-only: it stays as it is then, at some processor's
+/// cost.
+pub fn read_ahead(device: &str) {
+    let file = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&file, READ_AHEAD_KIB.to_string()) {
+        tracing::debug!(%error, file, "the kernel's read-ahead stays as it is");
+    }
 }
 
 /// Whether whoever serves a mount point answers: by statfs(2), which the kernel always asks him.

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::pool::Pool;
 use crate::read::cache::{MemoryTier, SMALL_BYTES_MAX};
 use crate::read::disk::{self, Disk, Wait};
 use crate::read::entry::{DiskRead, Entry, Evicted, crc};
@@ -49,6 +50,8 @@ pub struct Catalog {
     pub disk: Disk,
     pub memory: MemoryTier,
     pub counters: Counters,
+    /// Of what is on its way from the store or from the disk.
+    pub pool: Arc<Pool>,
     cache_bytes_max: u64,
     block_bytes: u64,
     used_bytes: AtomicU64,
@@ -69,12 +72,14 @@ impl Catalog {
         disk: Disk,
         saved: HashMap<FileId, Saved>,
         memory: MemoryTier,
+        pool: Arc<Pool>,
         cache_bytes_max: u64,
         block_bytes: u64,
     ) -> Arc<Self> {
         let catalog = Self {
             disk,
             memory,
+            pool,
             counters: Counters::default(),
             cache_bytes_max,
             block_bytes,
@@ -165,35 +170,27 @@ impl Catalog {
         }
     }
 
-    /// Stores what came of an object: `frames` begin at a granule and end at one, or at the end of
+    /// Stores what came of an object: `bytes` begin at a granule and end at one, or at the end of
     /// the object. On disk if that can be, else in memory. Waits for the disk.
-    pub fn store(&self, entry: &Entry, start: u64, frames: &[Bytes], origin: Origin) {
-        let granules = split(frames);
+    pub fn store(&self, entry: &Entry, start: u64, bytes: &[u8], origin: Origin) {
         let small = entry.version.size <= SMALL_BYTES_MAX;
-        let stored = self.store_on_disk(entry, start, frames, &granules, origin);
+        let stored = self.store_on_disk(entry, start, bytes, origin);
         if small || !stored {
             let first = start / GRANULE_BYTES;
-            for (granule, pieces) in (first..).zip(granules) {
-                self.memory.put(&entry.version, granule, Bytes::from(pieces.concat()));
+            for (granule, bytes) in (first..).zip(bytes.chunks(GRANULE_BYTES as usize)) {
+                self.memory.put(&entry.version, granule, Bytes::copy_from_slice(bytes));
             }
         }
     }
 
-    fn store_on_disk(
-        &self,
-        entry: &Entry,
-        start: u64,
-        frames: &[Bytes],
-        granules: &[Vec<Bytes>],
-        origin: Origin,
-    ) -> bool {
-        let len: u64 = frames.iter().map(|f| f.len() as u64).sum();
+    fn store_on_disk(&self, entry: &Entry, start: u64, bytes: &[u8], origin: Origin) -> bool {
+        let len = bytes.len() as u64;
         if !self.disk.is_usable() || !self.reserve(len) {
             return false;
         }
-        let crcs: Vec<u64> = granules.iter().map(|g| crc(g.iter().map(|b| &b[..]))).collect();
+        let crcs: Vec<u64> = bytes.chunks(GRANULE_BYTES as usize).map(crc).collect();
         let first = start / GRANULE_BYTES;
-        let stored = entry.write(&self.disk, (first, frames), &crcs, origin, self.tick());
+        let stored = entry.write(&self.disk, (first, bytes), &crcs, origin, self.tick());
         let grown = stored.as_ref().ok().copied().flatten();
         self.give_back_exactly(on_disk(len) - on_disk(grown.unwrap_or(0)));
         if let Err(error) = &stored {
@@ -215,7 +212,7 @@ impl Catalog {
 
     /// Reads a part of an object from its cache file.
     pub fn read_disk(&self, entry: &Entry, range: &Range<u64>, wait: Wait) -> DiskRead {
-        let read = entry.read_disk(&self.disk, range, wait);
+        let read = entry.read_disk(&self.disk, &self.pool, range, wait);
         if let DiskRead::Lost { gone_bytes, corrupt_granules } = read {
             self.give_back(gone_bytes);
             self.counters.corrupt_granules.add(corrupt_granules);
@@ -366,23 +363,4 @@ impl Drop for Use {
 
 fn on_disk(bytes: u64) -> u64 {
     bytes.next_multiple_of(PAGE_BYTES)
-}
-
-/// Cuts frames that begin at a granule into granules, each in pieces.
-fn split(frames: &[Bytes]) -> Vec<Vec<Bytes>> {
-    let mut granules: Vec<Vec<Bytes>> = Vec::new();
-    let mut room = 0;
-    for frame in frames {
-        let mut rest = frame.clone();
-        while !rest.is_empty() {
-            if room == 0 {
-                granules.push(Vec::new());
-                room = GRANULE_BYTES as usize;
-            }
-            let piece = rest.split_to(rest.len().min(room));
-            room -= piece.len();
-            granules.last_mut().expect("pushed above").push(piece);
-        }
-    }
-    granules
 }

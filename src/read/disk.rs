@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, IoSlice, Write};
+use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
@@ -26,8 +25,6 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// The log is rewritten when it is longer than this and four times what it must be: it is read at
 /// once when mounting, which should take no longer than a few requests.
 const LOG_BYTES_MAX: u64 = 4 << 20;
-/// The most pieces of one write (UIO_MAXIOV).
-const PIECES_MAX: usize = 1024;
 const LOG_NAME: &str = "index";
 const LOG_NEW_NAME: &str = "index.new";
 
@@ -183,32 +180,6 @@ pub fn create_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Writes frames one after another from `offset`, as many as can be in one call: the page cache
-/// makes its folios as large as a call allows, and a file of small ones is read at half the speed.
-pub fn write_frames(file: &File, mut offset: u64, frames: &[Bytes]) -> io::Result<()> {
-    let mut pieces: Vec<IoSlice<'_>> =
-        frames.iter().filter(|frame| !frame.is_empty()).map(|frame| IoSlice::new(frame)).collect();
-    let mut pieces = &mut pieces[..];
-    while !pieces.is_empty() {
-        let count = pieces.len().min(PIECES_MAX) as libc::c_int;
-        let at = offset as libc::off_t;
-        // SAFETY: an `IoSlice` is laid out as an iovec; the kernel only reads what they point to.
-        let n = unsafe { libc::pwritev(file.as_raw_fd(), pieces.as_ptr().cast(), count, at) };
-        match n {
-            1.. => {
-                offset += n as u64;
-                IoSlice::advance_slices(&mut pieces, n as usize);
-            }
-            0 => return Err(ErrorKind::WriteZero.into()),
-            _ => match io::Error::last_os_error() {
-                e if e.kind() == ErrorKind::Interrupted => {}
-                e => return Err(e),
-            },
-        }
-    }
-    Ok(())
-}
-
 /// Whether a read may wait for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
@@ -217,23 +188,18 @@ pub enum Wait {
     No,
 }
 
-/// Reads exactly `range`.
-pub fn read_range(file: &File, range: &Range<u64>, wait: Wait) -> io::Result<Vec<u8>> {
-    let len = (range.end - range.start) as usize;
-    let mut buffer: Vec<u8> = Vec::with_capacity(len);
+/// Fills a buffer with what stands from `start` on.
+pub fn read_range(file: &File, start: u64, buffer: &mut [u8], wait: Wait) -> io::Result<()> {
+    let mut done = 0;
     let mut flags = if wait == Wait::No { libc::RWF_NOWAIT } else { 0 };
-    while buffer.len() < len {
-        let done = buffer.len();
-        let spare = &mut buffer.spare_capacity_mut()[..len - done];
-        let iov = libc::iovec { iov_base: spare.as_mut_ptr().cast(), iov_len: spare.len() };
-        let at = (range.start + done as u64) as libc::off_t;
-        // SAFETY: `iov` describes spare capacity of `buffer`, which nothing else touches meanwhile.
+    while done < buffer.len() {
+        let rest = &mut buffer[done..];
+        let iov = libc::iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() };
+        let at = (start + done as u64) as libc::off_t;
+        // SAFETY: `iov` describes `rest`, which nothing else touches meanwhile.
         let n = unsafe { libc::preadv2(file.as_raw_fd(), &iov, 1, at, flags) };
         match n {
-            1.. => {
-                // SAFETY: the kernel has filled `n` bytes, which lie within the capacity.
-                unsafe { buffer.set_len(done + n as usize) }
-            }
+            1.. => done += n as usize,
             0 => return Err(ErrorKind::UnexpectedEof.into()),
             _ => match io::Error::last_os_error() {
                 e if e.kind() == ErrorKind::Interrupted => {}
@@ -243,7 +209,7 @@ pub fn read_range(file: &File, range: &Range<u64>, wait: Wait) -> io::Result<Vec
             },
         }
     }
-    Ok(buffer)
+    Ok(())
 }
 
 /// A file's length and the time of its last change of any kind, to tell whether it changed since.

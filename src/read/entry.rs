@@ -13,6 +13,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::pool::Pool;
 use crate::read::disk::{self, Disk, Wait};
 use crate::read::fill::Fill;
 use crate::read::index::{self, FileId, Record, Saved};
@@ -219,7 +221,13 @@ impl Entry {
     }
 
     /// Reads from the cache file and checks what was not checked yet.
-    pub fn read_disk(&self, disk: &Disk, range: &Range<u64>, wait: Wait) -> DiskRead {
+    pub fn read_disk(
+        &self,
+        disk: &Disk,
+        pool: &Arc<Pool>,
+        range: &Range<u64>,
+        wait: Wait,
+    ) -> DiskRead {
         let lost = |gone_bytes| DiskRead::Lost { gone_bytes, corrupt_granules: 0 };
         let (id, file, check, departures) = {
             let mut state = self.state.lock();
@@ -236,15 +244,16 @@ impl Entry {
             }
         };
         let span = if check.is_empty() { range.clone() } else { self.granules(range) };
-        let bytes = match disk::read_range(&file, &span, wait) {
-            Ok(bytes) => Bytes::from(bytes),
+        let mut buffer = pool.take((span.end - span.start) as usize);
+        let bytes = match disk::read_range(&file, span.start, &mut buffer.bytes, wait) {
+            Ok(()) => buffer.freeze(),
             Err(e) if e.kind() == ErrorKind::WouldBlock => return DiskRead::WouldBlock,
             Err(error) => {
                 tracing::warn!(%error, key = %self.version.key, "the cache disk can't be read");
                 return lost(self.lose(granules_of(&span)));
             }
         };
-        let crcs = check.iter().map(|(granule, _)| crc([piece(&bytes, span.start, *granule)]));
+        let crcs = check.iter().map(|(granule, _)| crc(piece(&bytes, span.start, *granule)));
         let crcs: Vec<u64> = crcs.collect();
         let Some(wrong) = self.confirm(&check, &crcs, departures) else { return lost(0) };
         if !wrong.is_empty() {
@@ -300,20 +309,20 @@ impl Entry {
         left.bytes
     }
 
-    /// Writes frames that are the granules from `first` on, whose CRCs are `crcs`, to the file,
+    /// Writes bytes that are the granules from `first` on, whose CRCs are `crcs`, to the file,
     /// which is made if there is none. Returns the bytes by which the cache grew, or `None` where
     /// nothing may be stored. Waits for the disk.
     pub fn write(
         &self,
         disk: &Disk,
-        (first, frames): (u64, &[Bytes]),
+        (first, bytes): (u64, &[u8]),
         crcs: &[u64],
         origin: Origin,
         tick: u64,
     ) -> io::Result<Option<u64>> {
         let granules = first..first + crcs.len() as u64;
         let Some((id, file)) = self.begin_write(disk, granules.clone())? else { return Ok(None) };
-        let written = disk::write_frames(&file, first * GRANULE_BYTES, frames);
+        let written = file.write_all_at(bytes, first * GRANULE_BYTES);
         let mut state = self.state.lock();
         state.presence.arrived(granules.clone());
         written?;
@@ -492,9 +501,7 @@ fn piece(bytes: &[u8], start: u64, granule: u64) -> &[u8] {
     &bytes[from..bytes.len().min(from + GRANULE_BYTES as usize)]
 }
 
-/// The checksum by which a granule is known, of its bytes in pieces.
-pub fn crc<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u64 {
-    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
-    pieces.into_iter().for_each(|piece| digest.update(piece));
-    digest.finalize()
+/// The checksum by which a granule is known.
+pub fn crc(bytes: &[u8]) -> u64 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes)
 }

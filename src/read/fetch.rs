@@ -28,7 +28,7 @@ use crate::read::presence::GRANULE_BYTES;
 use crate::read::version::{ReadError, Version};
 
 /// Stored at once: a thread's hand-over costs some 10 us, which this many bytes make small.
-const STORE_BYTES: usize = 1 << 20;
+const STORE_BYTES: u64 = 1 << 20;
 /// Memory is handed out in this unit, as permits are counted in `u32`.
 const PERMIT_BYTES: u64 = 1024;
 /// The part of all permits that only fills with waiters may take.
@@ -105,7 +105,8 @@ impl Fetcher {
             Some(permits) => permits,
             None => self.acquire(fill.range()).await,
         };
-        fill.keep(memory);
+        let bytes = fill.range().end - fill.range().start;
+        fill.begin(self.catalog.pool.take(bytes as usize), memory);
         let mut store = Storing::new(hold, fill, &self.catalog);
         let pulled = self.pull(&hold.entry, fill, &mut store).await;
         drop(get);
@@ -176,8 +177,8 @@ impl Fetcher {
         let mut body = self.get(&entry.version, fill.range()).await?;
         while let Some(frame) = body.next().await.transpose()? {
             self.catalog.counters.fetched_bytes.add(frame.len() as u64);
-            store.push(frame.clone());
-            fill.push(frame);
+            fill.push(&frame);
+            store.go_on();
         }
         Ok(())
     }
@@ -233,45 +234,42 @@ struct Storing<'a> {
     hold: &'a Use,
     fill: &'a Arc<Fill>,
     catalog: &'a Arc<Catalog>,
-    start: u64,
-    frames: Vec<Bytes>,
-    len: usize,
+    /// Up to where it was handed over.
+    stored: u64,
     before: Option<JoinHandle<()>>,
 }
 
 impl<'a> Storing<'a> {
     fn new(hold: &'a Use, fill: &'a Arc<Fill>, catalog: &'a Arc<Catalog>) -> Self {
-        let start = fill.range().start;
-        Self { hold, fill, catalog, start, frames: Vec::new(), len: 0, before: None }
+        Self { hold, fill, catalog, stored: fill.range().start, before: None }
     }
 
-    fn push(&mut self, frame: Bytes) {
-        self.len += frame.len();
-        self.frames.push(frame);
+    /// More came.
+    fn go_on(&mut self) {
+        let come = self.fill.come();
         let idle = self.before.as_ref().is_none_or(JoinHandle::is_finished);
-        if self.len >= STORE_BYTES && idle {
-            let whole = self.len as u64 / GRANULE_BYTES * GRANULE_BYTES;
-            self.store(whole as usize);
+        if come - self.stored >= STORE_BYTES && idle {
+            self.store((come - self.stored) / GRANULE_BYTES * GRANULE_BYTES);
         }
     }
 
     /// Stores the first `len` bytes that wait.
-    fn store(&mut self, len: usize) {
-        let frames = take_front(&mut self.frames, len);
+    fn store(&mut self, len: u64) {
+        let bytes = self.fill.slice(&(self.stored..self.stored + len));
         let (catalog, entry) = (self.catalog.clone(), self.hold.entry.clone());
-        let (start, origin) = (self.start, self.fill.origin());
-        self.start += len as u64;
-        self.len -= len;
-        let work = move || catalog.store(&entry, start, &frames, origin);
+        let (start, origin) = (self.stored, self.fill.origin());
+        self.stored += len;
+        let work = move || catalog.store(&entry, start, &bytes, origin);
         self.before = Some(tokio::task::spawn_blocking(work));
     }
 
     /// Stores the rest, but for a granule that came in part, and waits until all is stored.
     async fn finish(mut self) {
         self.wait().await;
-        let come = self.start + self.len as u64;
+        let come = self.fill.come();
         let is_all = come == self.fill.range().end;
-        let len = if is_all { self.len } else { self.len - (come % GRANULE_BYTES) as usize };
+        let until = if is_all { come } else { come / GRANULE_BYTES * GRANULE_BYTES };
+        let len = until.saturating_sub(self.stored);
         if len > 0 {
             self.store(len);
             self.wait().await;
@@ -284,22 +282,4 @@ impl<'a> Storing<'a> {
             let _ = before.await;
         }
     }
-}
-
-/// Takes the first `len` bytes of a row of frames.
-fn take_front(frames: &mut Vec<Bytes>, len: usize) -> Vec<Bytes> {
-    let mut front = Vec::new();
-    let mut left = len;
-    let mut whole = 0;
-    for frame in frames.iter_mut() {
-        if left < frame.len() {
-            front.extend((left > 0).then(|| frame.split_to(left)));
-            break;
-        }
-        left -= frame.len();
-        front.push(frame.clone());
-        whole += 1;
-    }
-    frames.drain(..whole);
-    front
 }

@@ -1,6 +1,6 @@
 //! One GET in flight, and those who wait for its bytes.
 //!
-//! Owns the frames that have come so far and how waiters learn of them. Does not own the request
+//! Owns the bytes that have come so far and how waiters learn of them. Does not own the request
 //! (`fetch`), nor what becomes of the bytes.
 //!
 //! What must hold:
@@ -9,12 +9,14 @@
 //!    makes one ends it, also when its task panics or is dropped.
 
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::bucket::BucketError;
+use crate::pool::Buffer;
+use crate::read::growing::Growing;
 use crate::read::presence::Origin;
 use crate::read::version::ReadError;
 
@@ -23,10 +25,16 @@ pub struct Fill {
     /// Of the object; begins at a granule, ends at one or at the object's end.
     range: Range<u64>,
     origin: Origin,
-    frames: Mutex<Vec<(u64, Bytes)>>,
     progress: watch::Sender<Progress>,
-    /// Given back when the last waiter has let go of the bytes.
-    memory: Mutex<Option<OwnedSemaphorePermit>>,
+    /// Where the bytes go, once there is room for them.
+    room: OnceLock<Room>,
+}
+
+#[derive(Debug)]
+struct Room {
+    bytes: Arc<Growing>,
+    /// Given back when the last waiter has let go of the fill.
+    _memory: OwnedSemaphorePermit,
 }
 
 /// What a fill needs before it may begin.
@@ -46,12 +54,13 @@ struct Progress {
 impl Fill {
     pub fn new(range: Range<u64>, origin: Origin) -> Self {
         let progress = watch::Sender::new(Progress { come: range.start, end: None });
-        Self { range, origin, frames: Mutex::default(), progress, memory: Mutex::default() }
+        Self { range, origin, progress, room: OnceLock::new() }
     }
 
-    /// Room for all of its bytes was had.
-    pub fn keep(&self, memory: OwnedSemaphorePermit) {
-        *self.memory.lock() = Some(memory);
+    /// Room for all of its bytes was had, once; `buffer` is as long.
+    pub fn begin(&self, buffer: Buffer, memory: OwnedSemaphorePermit) {
+        let room = Room { bytes: Growing::new(buffer), _memory: memory };
+        self.room.set(room).expect("a fill begins once");
     }
 
     /// Up to where the bytes have come.
@@ -67,13 +76,14 @@ impl Fill {
         self.origin
     }
 
-    /// The next bytes came.
-    pub fn push(&self, frame: Bytes) {
-        self.progress.send_modify(|p| {
-            let start = p.come;
-            p.come += frame.len() as u64;
-            self.frames.lock().push((start, frame));
-        });
+    /// The next bytes came, after it began. What they came in is free again.
+    pub fn push(&self, frame: &[u8]) {
+        self.bytes_come().push(frame);
+        self.progress.send_modify(|p| p.come += frame.len() as u64);
+    }
+
+    fn bytes_come(&self) -> &Arc<Growing> {
+        &self.room.get().expect("nothing comes before it began").bytes
     }
 
     /// No more bytes will come. Only the first end counts, and without all bytes it is an error.
@@ -94,8 +104,8 @@ impl Fill {
         async move { drop(progress.wait_for(|p| p.end.is_some()).await) }
     }
 
-    /// The bytes of `part`, which lies within the fill's range, in as many pieces as they came in.
-    pub async fn bytes(&self, part: &Range<u64>) -> Result<Vec<Bytes>, ReadError> {
+    /// The bytes of `part`, which lies within the fill's range.
+    pub async fn bytes(&self, part: &Range<u64>) -> Result<Bytes, ReadError> {
         let mut progress = self.progress.subscribe();
         let seen = progress.wait_for(|p| p.come >= part.end || p.end.is_some()).await;
         let seen = seen.expect("self holds the sender");
@@ -104,53 +114,51 @@ impl Fill {
             return Err(end.expect("a fill ends well only when all of it has come"));
         }
         drop(seen);
-        Ok(self.slices(part))
+        Ok(self.slice(part))
     }
 
-    fn slices(&self, part: &Range<u64>) -> Vec<Bytes> {
-        let frames = self.frames.lock();
-        let first =
-            frames.partition_point(|(start, frame)| start + frame.len() as u64 <= part.start);
-        let within = frames[first..].iter().take_while(|(start, _)| *start < part.end);
-        within
-            .map(|(start, frame)| {
-                let from = part.start.saturating_sub(*start) as usize;
-                let to = (part.end - start).min(frame.len() as u64) as usize;
-                frame.slice(from..to)
-            })
-            .collect()
+    /// Of bytes that have come.
+    pub fn slice(&self, part: &Range<u64>) -> Bytes {
+        let (start, end) = (part.start - self.range.start, part.end - self.range.start);
+        self.bytes_come().slice(start as usize..end as usize)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::Pool;
     use futures::FutureExt;
+    use tokio::runtime::Handle;
+    use tokio::sync::Semaphore;
 
     fn fill() -> Fill {
-        Fill::new(100..120, Origin::Wanted)
+        let fill = Fill::new(100..120, Origin::Wanted);
+        let memory = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        fill.begin(Pool::new(0, Handle::current()).take(20), memory);
+        fill
     }
 
-    #[test]
-    fn an_early_part_is_served_before_the_end_has_come() {
+    #[tokio::test]
+    async fn an_early_part_is_served_before_the_end_has_come() {
         let fill = fill();
         let mut early = Box::pin(fill.bytes(&(102..108)));
         assert!(early.as_mut().now_or_never().is_none());
-        fill.push(Bytes::from_static(b"01234"));
+        fill.push(b"01234");
         let mut early = Box::pin(fill.bytes(&(102..108)));
         assert!(early.as_mut().now_or_never().is_none());
-        fill.push(Bytes::from_static(b"56789"));
-        assert_eq!(early.now_or_never().unwrap().unwrap().concat(), b"234567");
+        fill.push(b"56789");
+        assert_eq!(&early.now_or_never().unwrap().unwrap()[..], b"234567");
     }
 
-    #[test]
-    fn an_error_reaches_every_waiter_whose_bytes_have_not_come() {
+    #[tokio::test]
+    async fn an_error_reaches_every_waiter_whose_bytes_have_not_come() {
         let fill = fill();
-        fill.push(Bytes::from_static(b"0123456789"));
+        fill.push(b"0123456789");
         let error = ReadError::Bucket(BucketError::Unavailable("x".into()));
         fill.end(Err(error.clone()));
         fill.end(Ok(()));
         assert_eq!(fill.bytes(&(109..111)).now_or_never().unwrap(), Err(error));
-        assert_eq!(fill.bytes(&(109..110)).now_or_never().unwrap().unwrap().concat(), b"9");
+        assert_eq!(&fill.bytes(&(109..110)).now_or_never().unwrap().unwrap()[..], b"9");
     }
 }

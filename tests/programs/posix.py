@@ -209,6 +209,15 @@ def test_a_small_file_that_is_read_can_be_written_anew():
         same(a / "f", b"anew")
 
 
+def test_the_kernel_reads_ahead_a_mebibyte_at_a_time():
+    """As far as its user may say so."""
+    device = os.stat(nodes()[0].path).st_dev
+    file = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
+    may = os.access(file, os.W_OK) and not os.statvfs("/sys").f_flag & os.ST_RDONLY
+    with open(file) as f:
+        assert int(f.read()) == (1024 if may else 128)
+
+
 def test_a_reader_of_a_cached_file_keeps_it_when_it_goes():
     a, b = places("kept")
     bodies = {name: os.urandom(2_000_000) for name in ("unlinked", "renamed", "replaced", "elsewhere")}
