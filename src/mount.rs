@@ -153,11 +153,11 @@ impl Mount {
         let mounted = Mounted::on(point).inspect_err(|_| {
             let _ = kernel::unmount(point, Busy::Detach); // the error says enough
         })?;
-        kernel::read_ahead(&mounted.device);
         let mounted = Arc::new(mounted);
         let serving = assembled
             .serve(config, descriptor, runtime.handle().clone())
             .context("the kernel does not start the mount")?;
+        kernel::read_ahead(&mounted.device); // after the handshake, which sets what it was before
         Ok(Self {
             tree: Arc::new(assembled),
             runtime: Some(runtime),
