@@ -9,22 +9,25 @@ use super::extents::Extents;
 use crate::bucket::Capabilities;
 
 /// How much larger parts are in each tenth of the part numbers. The grid does not depend on the
-/// size of the file, so parts that went up while it grew stay valid; with 16 MiB and 10,000 parts
-/// it ends at 5.8 TiB, past what any store takes. A store that wants all parts alike (R2) gets them
-/// up to 16 GiB.
-const TIERS: [u64; 10] = [1, 2, 4, 8, 16, 32, 64, 64, 64, 128];
+/// size of the file, so parts that went up while it grew stay valid; with 8 MiB and 10,000 parts it
+/// ends at 5.6 TiB, past what any store takes. A store that wants all parts alike (R2) gets them up
+/// to 16 GiB.
+const TIERS: [u64; 10] = [1, 1, 2, 4, 8, 16, 64, 128, 256, 256];
 
-/// Where parts begin and end.
+/// Where parts begin and end, and which files have some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grid {
     part_bytes: u64,
     parts_per_tier: u32,
+    put_bytes_max: u64,
 }
 
 impl Grid {
-    /// Parts of `part_bytes` at first, at most `parts_max` of them.
-    pub fn new(part_bytes: u64, parts_max: u32) -> Self {
-        Self { part_bytes, parts_per_tier: (parts_max / TIERS.len() as u32).max(1) }
+    /// Parts of `part_bytes` at first, at most `parts_max` of them; none for a file of up to
+    /// `put_bytes_max`, or up to a part.
+    pub fn new(part_bytes: u64, put_bytes_max: u64, parts_max: u32) -> Self {
+        let parts_per_tier = (parts_max / TIERS.len() as u32).max(1);
+        Self { part_bytes, parts_per_tier, put_bytes_max: put_bytes_max.max(part_bytes) }
     }
 
     /// The bytes of part `index`, counted from 0, were the file endless. Past the grid: `None`.
@@ -76,11 +79,11 @@ pub enum Way {
     TooLarge,
 }
 
-/// One PUT for what fits in a part or where there is nothing else.
+/// One PUT for what is small enough or where there is nothing else.
 pub fn way(size: u64, grid: &Grid, store: &Capabilities) -> Way {
     let put = if size <= store.put_max { Way::Put } else { Way::TooLarge };
-    let one_part = grid.span(0).is_some_and(|first| size <= first.end);
-    if !store.multipart || (one_part && put == Way::Put) {
+    let small = size <= grid.put_bytes_max;
+    if !store.multipart || (small && put == Way::Put) {
         return put;
     }
     grid.count(size).map_or(Way::TooLarge, Way::Parts)
@@ -124,11 +127,12 @@ pub fn step(
     if copies && extents.is_of_base(range) { Step::Copy } else { Step::Send }
 }
 
-/// The next part, from number `from` on, that lies wholly behind the write front `written_to`. The
-/// part that ends at the front waits: most small files end there, and go by one PUT.
+/// The next part, from number `from` on, that lies wholly behind the write front `written_to`. None
+/// of a file that may yet go by one PUT. The part that ends at the front waits: most files end
+/// there.
 pub fn next_behind(grid: &Grid, from: u32, written_to: u64) -> Option<(u32, Range<u64>)> {
     let span = grid.span(from)?;
-    (span.end < written_to).then_some((from, span))
+    (span.end.max(grid.put_bytes_max) < written_to).then_some((from, span))
 }
 
 #[cfg(test)]
@@ -159,7 +163,7 @@ mod tests {
     #[test]
     fn the_grid_has_no_gap_and_counts_as_it_spans() {
         for parts_max in [1, 9, 10, 25, 40] {
-            let grid = Grid::new(3, parts_max);
+            let grid = Grid::new(3, 0, parts_max);
             let mut end = 0;
             let mut index = 0;
             while let Some(span) = grid.span(index) {
@@ -178,16 +182,25 @@ mod tests {
     }
 
     #[test]
-    fn ten_thousand_parts_of_16_mib_hold_what_s3_holds() {
-        assert!(Grid::new(16 << 20, 10_000).count(5 << 40).is_some_and(|parts| parts <= 10_000));
+    fn ten_thousand_parts_of_8_mib_hold_what_s3_holds() {
+        let grid = Grid::new(8 << 20, 16 << 20, 10_000);
+        assert!(grid.count(5 << 40).is_some_and(|parts| parts <= 10_000));
     }
 
     #[test]
-    fn what_fits_one_part_is_one_put() {
-        let grid = Grid::new(10, 20);
+    fn a_store_that_wants_parts_alike_gets_them_up_to_16_gib() {
+        let grid = Grid::new(8 << 20, 16 << 20, 10_000);
+        let lens = (0..2000).map(|i| grid.span(i).map(|span| span.end - span.start));
+        assert!(lens.eq(std::iter::repeat_n(Some(8 << 20), 2000)));
+    }
+
+    #[test]
+    fn a_small_file_is_one_put() {
+        let grid = Grid::new(10, 20, 20);
         assert_eq!(way(0, &grid, &STORE), Way::Put);
-        assert_eq!(way(10, &grid, &STORE), Way::Put);
-        assert_eq!(way(11, &grid, &STORE), Way::Parts(2));
+        assert_eq!(way(20, &grid, &STORE), Way::Put);
+        assert_eq!(way(21, &grid, &STORE), Way::Parts(3));
+        assert_eq!(way(11, &Grid::new(10, 0, 20), &STORE), Way::Parts(2));
         assert_eq!(way(u64::MAX, &grid, &STORE), Way::TooLarge);
         let plain = Capabilities { multipart: false, ..STORE };
         assert_eq!(way(1000, &grid, &plain), Way::Put);
@@ -218,9 +231,18 @@ mod tests {
 
     #[test]
     fn a_part_that_ends_at_the_front_waits() {
-        let grid = Grid::new(10, 20);
+        let grid = Grid::new(10, 0, 20);
         assert_eq!(next_behind(&grid, 0, 10), None);
         assert_eq!(next_behind(&grid, 0, 11), Some((0, 0..10)));
         assert_eq!(next_behind(&grid, 1, 20), None);
+    }
+
+    #[test]
+    fn nothing_of_a_file_that_may_go_by_one_put_is_sent_ahead() {
+        let grid = Grid::new(10, 25, 20);
+        assert_eq!(next_behind(&grid, 0, 25), None);
+        assert_eq!(next_behind(&grid, 0, 26), Some((0, 0..10)));
+        assert_eq!(next_behind(&grid, 1, 26), Some((1, 10..20)));
+        assert_eq!(next_behind(&grid, 2, 30), None);
     }
 }

@@ -43,6 +43,8 @@ pub struct Shared {
     /// There once a file is to be acknowledged before it is in the bucket, or was.
     pub journal: OnceLock<Journal>,
     pub part_bytes: u64,
+    /// The largest file that goes by one PUT.
+    pub put_bytes_max: u64,
     pub parallel_parts: usize,
     pub buffers: Arc<Buffers>,
     pub fetches: Semaphore,
@@ -60,13 +62,15 @@ pub struct Shared {
 
 impl Shared {
     pub fn new(parts: SharedParts) -> Arc<Self> {
-        let memory = parts.part_bytes.saturating_mul(parts.parallel_parts as u64);
+        let put_bytes_max = parts.put_bytes_max.max(parts.part_bytes);
+        let memory = put_bytes_max.saturating_mul(parts.parallel_parts as u64);
         Arc::new(Self {
             bucket: parts.bucket,
             clock: parts.clock,
             staging: parts.staging,
             journal: OnceLock::new(),
             part_bytes: parts.part_bytes,
+            put_bytes_max,
             parallel_parts: parts.parallel_parts.max(1),
             buffers: Buffers::new(memory, parts.runtime.clone()),
             fetches: Semaphore::new(FETCHES_MAX),
@@ -158,6 +162,7 @@ pub struct SharedParts {
     pub clock: Arc<dyn Clock>,
     pub staging: StagingDir,
     pub part_bytes: u64,
+    pub put_bytes_max: u64,
     pub parallel_parts: usize,
     pub dirty: DirtyBound,
     pub places: Arc<Places>,

@@ -20,8 +20,8 @@ use super::transfer::{Multipart, Setback, Target, Transfer};
 use crate::bucket::{BucketError, Condition};
 use crate::types::ETag;
 
-/// Behind a base of at least this part of a part's size (8 MiB) only the tail is sent: below, one
-/// PUT takes no longer than the four requests.
+/// Behind a base of at least this part of what one PUT takes (8 MiB) only the tail is sent: below,
+/// one PUT takes no longer than the four requests.
 const GROWN_PART: u64 = 2;
 /// The most that stores copy as one part, in bytes.
 const COPY_BYTES_MAX: u64 = 5 << 30;
@@ -78,10 +78,10 @@ impl Staged {
     }
 
     fn pays_to_copy(&self, base: &Base, size: u64) -> bool {
-        let (store, part) = (self.shared.bucket.capabilities(), self.shared.part_bytes);
-        let least = (part / GROWN_PART).max(store.part_min + 1);
+        let (store, put) = (self.shared.bucket.capabilities(), self.shared.put_bytes_max);
+        let least = (put / GROWN_PART).max(store.part_min + 1);
         let copies = store.multipart && store.part_copy;
-        copies && (least..=COPY_BYTES_MAX).contains(&base.size) && size - base.size <= part
+        copies && (least..=COPY_BYTES_MAX).contains(&base.size) && size - base.size <= put
     }
 
     /// Whether the file's first bytes have these checksums; reads up to the first difference.

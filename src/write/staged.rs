@@ -125,7 +125,8 @@ impl Staged {
             charged: 0,
         };
         let store = shared.bucket.capabilities();
-        let grid = Grid::new(shared.part_bytes.max(store.part_min), store.parts_max);
+        let part_bytes = shared.part_bytes.max(store.part_min);
+        let grid = Grid::new(part_bytes, shared.put_bytes_max, store.parts_max);
         Counters::add(&shared.counters.staged_files, 1);
         let place = shared.places.take();
         Arc::new_cyclic(|me| Self {

@@ -14,7 +14,7 @@ use crate::types::{ETag, Key};
 
 /// A single small read or write brings a part's sixteenth, 1 MiB: about what a fast link moves in a
 /// round trip. A sequential reader comes to a whole part.
-const BLOCKS_PER_PART: u64 = 16;
+const BLOCKS_PER_PART: u64 = 8;
 
 /// Content that a staged file starts from: an object version, not yet fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -43,6 +43,7 @@ fn writer(bucket: Arc<Bucket>, staging: &Path, gives_way: bool) -> Arc<Writer> {
     let config = WriteConfig {
         dir: staging.to_owned(),
         part_bytes: PART as u64,
+        put_bytes_max: PART as u64,
         parallel_parts: 4,
         dirty_bytes_max: 1 << 30,
         staged_files_max: 1000,

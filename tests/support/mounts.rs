@@ -43,6 +43,7 @@ impl Setup {
         let write = WriteConfig {
             dir: dir.join("staged"),
             part_bytes: 8 << 20,
+            put_bytes_max: 8 << 20,
             parallel_parts: 4,
             dirty_bytes_max: 1 << 30,
             staged_files_max: 1024,

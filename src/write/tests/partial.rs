@@ -75,7 +75,7 @@ async fn reads_fetch_the_blocks_they_need_and_no_more() {
     let rig = Rig::new();
     let content = bytes(5, SIZE);
     let staged = rig.open("k", &content).await;
-    let block = PART / 16;
+    let block = PART / 8;
     assert_eq!(staged.read(5, 10).await.unwrap(), content[5..15]);
     assert_eq!(rig.writer.status().bytes_fetched, block as u64);
     assert_eq!(staged.read(6, 10).await.unwrap(), content[6..16]);
