@@ -37,12 +37,11 @@ struct Idle {
 }
 
 impl Idle {
+    /// One that is hardly larger: those who use it were allowed so much memory as they asked for.
     fn reuse(&mut self, len: usize) -> Option<Vec<u8>> {
-        let fits = |buffer: &Vec<u8>| (len..=2 * len).contains(&buffer.capacity());
+        let fits = |buffer: &Vec<u8>| (len..=len + len / 4).contains(&buffer.capacity());
         let found = self.buffers.iter().rposition(fits)?;
-        let mut buffer = self.buffers.remove(found);
-        buffer.resize(len, 0);
-        Some(buffer)
+        Some(self.buffers.remove(found))
     }
 }
 
@@ -55,12 +54,18 @@ impl Pool {
 
     /// A buffer of `len` bytes with anything in it.
     pub fn take(self: &Arc<Self>, len: usize) -> Buffer {
-        let mut idle = self.idle.lock();
-        let bytes = idle.reuse(len).unwrap_or_else(|| vec![0; len]);
-        idle.used_bytes += bytes.capacity() as u64;
-        self.trim(&mut idle);
-        drop(idle);
+        let reused = if len < REUSED_BYTES_MIN { None } else { self.reuse(len) };
+        let mut bytes = reused.unwrap_or_else(|| vec![0; len]);
+        bytes.resize(len, 0);
         Buffer { bytes, pool: self.clone() }
+    }
+
+    fn reuse(&self, len: usize) -> Option<Vec<u8>> {
+        let mut idle = self.idle.lock();
+        let reused = idle.reuse(len);
+        idle.used_bytes += reused.as_ref().map_or(len, Vec::capacity) as u64;
+        self.trim(&mut idle);
+        reused
     }
 
     /// Of several that are idle those stay that came back last.
@@ -76,11 +81,12 @@ impl Pool {
     }
 
     fn put_back(self: &Arc<Self>, buffer: Vec<u8>) {
+        if buffer.capacity() < REUSED_BYTES_MIN {
+            return;
+        }
         let mut idle = self.idle.lock();
         idle.used_bytes -= buffer.capacity() as u64;
-        if buffer.capacity() >= REUSED_BYTES_MIN {
-            idle.buffers.push(buffer);
-        }
+        idle.buffers.push(buffer);
         self.trim(&mut idle);
         if idle.used_bytes == 0
             && !idle.buffers.is_empty()

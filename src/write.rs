@@ -8,8 +8,8 @@
 //!
 //! [`Writer::stage`] makes a file on the staging disk, empty or standing for an object version (its
 //! base) of which nothing is fetched yet. It is written through [`Staged::write`], or by the kernel
-//! itself (passthrough), which we don't see. [`Staged::upload`] makes it the object: one PUT up to
-//! a part's size, else an upload by parts. Parts that are full go up while the file is still being
+//! itself (passthrough), which we don't see. [`Staged::upload`] makes it the object: one PUT of a
+//! small one, else an upload by parts. Parts that are full go up while the file is still being
 //! written (`ahead`). A part that lies in unchanged bytes of the base is copied on the server, or
 //! fetched if the store can't.
 //!
@@ -127,7 +127,7 @@ pub const PART_BYTES_DEFAULT: u64 = 8 << 20;
 /// A file up to this size goes by one PUT: two parts beside each other are not quicker by the two
 /// round trips that they cost.
 pub const PUT_BYTES_MAX_DEFAULT: u64 = 16 << 20;
-/// Parts in memory and on their way at a time, over all files.
+/// Parts of one file on their way at a time.
 pub const PARALLEL_PARTS_DEFAULT: usize = 8;
 /// How long a writer over the dirty bound waits: as long as an operation of the store may take.
 pub const DIRTY_WAIT_DEFAULT: Duration = Duration::from_secs(120);
@@ -141,9 +141,11 @@ pub struct WriteConfig {
     pub part_bytes: u64,
     /// See [`PUT_BYTES_MAX_DEFAULT`]; a part at least.
     pub put_bytes_max: u64,
-    /// Times `put_bytes_max` it is the memory for bodies, over all files. One part that is larger
-    /// than all of it (of files over 250 GiB) is had alone.
+    /// Parts of one file on their way at a time.
     pub parallel_parts: usize,
+    /// The memory for bodies, over all files. One part that is larger than all of it (by default
+    /// of files over 250 GiB) is had alone.
+    pub bodies_bytes_max: u64,
     /// Staged bytes not yet in the bucket; past it writers wait.
     pub dirty_bytes_max: u64,
     /// Staged files; past it [`Writer::place`] waits.
@@ -185,6 +187,7 @@ impl Writer {
             part_bytes: config.part_bytes,
             put_bytes_max: config.put_bytes_max,
             parallel_parts: config.parallel_parts,
+            bodies_bytes_max: config.bodies_bytes_max,
             dirty: DirtyBound::new(config.dirty_bytes_max, config.wait_max),
             places: Places::new(config.staged_files_max, config.wait_max),
             uploads_max: config.uploads_max,

@@ -57,6 +57,7 @@ fn mount(store: Arc<Steered<Cut>>, dir: &Path) -> std::io::Result<Arc<Fs>> {
     let id = "01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned();
     let mut setup = Setup::new(store, clock::system(), dir, id, IO_TIMEOUT);
     setup.write.part_bytes = PART_BYTES;
+    setup.write.put_bytes_max = 2 * PART_BYTES;
     setup.fs.durability = Durability::Local;
     Ok(setup.mount()?.0)
 }

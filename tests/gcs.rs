@@ -204,7 +204,7 @@ fn trialfs(home: &Path, words: &[&str]) -> String {
     said
 }
 
-/// Large enough for three parts of 16 MiB.
+/// Large enough for five parts of 8 MiB.
 const LARGE_BYTES: usize = 40 << 20;
 
 #[tokio::test(flavor = "multi_thread")]

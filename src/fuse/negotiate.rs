@@ -10,7 +10,7 @@ use super::convert::CAPABILITIES;
 const WRITE_BYTES_MAX: u32 = 1 << 20;
 /// How far the kernel may read ahead, in bytes; how far it does, `mount` says where it may.
 const READAHEAD_BYTES: u32 = 16 << 20;
-/// Requests the kernel keeps under way in the background: enough to cover that read-ahead.
+/// Requests the kernel keeps under way in the background: several readers' read-ahead.
 const BACKGROUND_MAX: u16 = 64;
 /// A backing file may itself lie on one stacked file system (a container's overlay).
 const STACK_DEPTH_MAX: u32 = 2;

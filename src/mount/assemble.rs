@@ -315,12 +315,14 @@ fn read_config(config: &MountConfig, dir: std::path::PathBuf) -> ReadConfig {
 
 fn write_config(config: &MountConfig, dir: std::path::PathBuf) -> WriteConfig {
     let memory = config.memory_bytes_max / 8 * WRITE_MEMORY_EIGHTHS;
-    let parts = (memory / write::PUT_BYTES_MAX_DEFAULT) as usize;
+    let parts = (memory / write::PART_BYTES_DEFAULT) as usize;
+    let parallel_parts = parts.clamp(1, write::PARALLEL_PARTS_DEFAULT);
     WriteConfig {
         dir,
         part_bytes: write::PART_BYTES_DEFAULT,
         put_bytes_max: write::PUT_BYTES_MAX_DEFAULT,
-        parallel_parts: parts.clamp(1, write::PARALLEL_PARTS_DEFAULT),
+        parallel_parts,
+        bodies_bytes_max: memory.min(write::PUT_BYTES_MAX_DEFAULT * parallel_parts as u64),
         dirty_bytes_max: config.dirty_bytes_max,
         staged_files_max: config.counts.staged_files.unwrap_or_else(staged_files_max),
         uploads_max: config.counts.uploads,

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
 use crate::bucket::{Body, Bucket, BucketError, CHECKED_BYTES_MAX};
@@ -105,10 +105,8 @@ impl Fetcher {
             Some(permits) => permits,
             None => self.acquire(fill.range()).await,
         };
-        let bytes = fill.range().end - fill.range().start;
-        fill.begin(self.catalog.pool.take(bytes as usize), memory);
         let mut store = Storing::new(hold, fill, &self.catalog);
-        let pulled = self.pull(&hold.entry, fill, &mut store).await;
+        let pulled = self.pull(&hold.entry, fill, memory, &mut store).await;
         drop(get);
         store.finish().await;
         hold.entry.remove_fill(fill);
@@ -172,9 +170,12 @@ impl Fetcher {
         &self,
         entry: &Entry,
         fill: &Fill,
+        memory: OwnedSemaphorePermit,
         store: &mut Storing<'_>,
     ) -> Result<(), ReadError> {
         let mut body = self.get(&entry.version, fill.range()).await?;
+        let bytes = fill.range().end - fill.range().start;
+        fill.begin(self.catalog.pool.take(bytes as usize), memory);
         while let Some(frame) = body.next().await.transpose()? {
             self.catalog.counters.fetched_bytes.add(frame.len() as u64);
             fill.push(&frame);

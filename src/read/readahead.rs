@@ -27,8 +27,8 @@ const REORDERED_BYTES_MAX: u64 = 8 << 20;
 /// How much is fetched ahead of a stream, as a multiple of what it has read.
 const AHEAD_RATIO: u64 = 8;
 /// A READ at offset 0 of at least this comes of a program that copies or loads (the kernel asks for
-/// less when one looks at a header), and begins with [`START_BLOCKS`]: else the second block would
-/// cost another round trip.
+/// less when one looks at a header of up to 16 KiB), and begins with [`START_BLOCKS`]: else the
+/// second block would cost another round trip.
 const LARGE_READ_BYTES: u64 = 128 << 10;
 const START_BLOCKS: u64 = 2;
 /// An object up to this long is fetched whole: a second request costs more than the bytes.

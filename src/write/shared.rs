@@ -63,7 +63,6 @@ pub struct Shared {
 impl Shared {
     pub fn new(parts: SharedParts) -> Arc<Self> {
         let put_bytes_max = parts.put_bytes_max.max(parts.part_bytes);
-        let memory = put_bytes_max.saturating_mul(parts.parallel_parts as u64);
         Arc::new(Self {
             bucket: parts.bucket,
             clock: parts.clock,
@@ -72,7 +71,7 @@ impl Shared {
             part_bytes: parts.part_bytes,
             put_bytes_max,
             parallel_parts: parts.parallel_parts.max(1),
-            buffers: Buffers::new(memory, parts.runtime.clone()),
+            buffers: Buffers::new(parts.bodies_bytes_max, parts.runtime.clone()),
             fetches: Semaphore::new(FETCHES_MAX),
             dirty: parts.dirty,
             places: parts.places,
@@ -164,6 +163,7 @@ pub struct SharedParts {
     pub part_bytes: u64,
     pub put_bytes_max: u64,
     pub parallel_parts: usize,
+    pub bodies_bytes_max: u64,
     pub dirty: DirtyBound,
     pub places: Arc<Places>,
     pub uploads_max: usize,

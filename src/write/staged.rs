@@ -85,7 +85,12 @@ impl Staged {
         staged.recharge(&mut state);
         drop(state);
         if let (Some(begun), Ok(mut transfer)) = (&intent.begun, staged.transfer.try_lock()) {
-            transfer.open = Some(Multipart::resumed(intent.key.clone(), begun));
+            let resumed = Multipart::resumed(intent.key.clone(), begun);
+            if resumed.fits(&staged.grid, intent.size) {
+                transfer.open = Some(resumed);
+            } else {
+                staged.abort(Some(resumed));
+            }
         }
         Ok(staged)
     }

@@ -12,7 +12,7 @@ use super::staging::Mark;
 use crate::bucket::Metadata;
 use crate::types::{ETag, Key};
 
-/// A single small read or write brings a part's sixteenth, 1 MiB: about what a fast link moves in a
+/// A single small read or write brings a part's eighth, 1 MiB: about what a fast link moves in a
 /// round trip. A sequential reader comes to a whole part.
 const BLOCKS_PER_PART: u64 = 8;
 

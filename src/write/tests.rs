@@ -45,6 +45,7 @@ fn writer(bucket: Arc<Bucket>, staging: &Path, gives_way: bool) -> Arc<Writer> {
         part_bytes: PART as u64,
         put_bytes_max: PART as u64,
         parallel_parts: 4,
+        bodies_bytes_max: 4 * PART as u64,
         dirty_bytes_max: 1 << 30,
         staged_files_max: 1000,
         uploads_max: 100,

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::error::WriteError;
 use super::intent::{Begun, BegunPart};
-use super::parts::SentPart;
+use super::parts::{Grid, SentPart};
 use super::state::Sum;
 use crate::bucket::Metadata;
 use crate::types::Key;
@@ -30,7 +30,7 @@ pub(super) struct Multipart {
 
 impl Multipart {
     /// An upload that a dead daemon had begun. What it had on its way may still arrive, but never
-    /// other bytes: the content is the same.
+    /// other bytes: the content is the same, and so must be the grid ([`Multipart::fits`]).
     pub fn resumed(key: Key, begun: &Begun) -> Self {
         let (id, metadata) = (begun.upload.clone(), Metadata::new());
         let target = Target { key, metadata, id, unanswered: Mutex::default() };
@@ -41,6 +41,14 @@ impl Multipart {
             sent[*index as usize] = Some(SentPart { etag, len, crc: Some(crc) });
         }
         Self { target: Arc::new(target), sent }
+    }
+
+    /// Whether what was sent of a file of `size` bytes is cut as we would: an earlier version of
+    /// this program had other parts.
+    pub fn fits(&self, grid: &Grid, size: u64) -> bool {
+        let len = |index| grid.part(index, size).map(|range| range.end - range.start);
+        let mut sent = (0..).zip(&self.sent);
+        sent.all(|(index, part)| part.as_ref().is_none_or(|part| len(index) == Some(part.len)))
     }
 
     /// Part `index` is about to be read anew: whatever becomes of it, the old one counts no more.

@@ -25,7 +25,7 @@ impl Staged {
     /// If the file is not dirty: the last result, and no request. Calls for one file run one after
     /// another.
     ///
-    /// One PUT up to a part's size; else create, a request per part that the store lacks, complete.
+    /// One PUT of a small file; else create, a request per part that the store lacks, complete.
     /// Dropping the future stops the waiting, not the upload; [`Staged::last_uploaded`] tells
     /// later. A conditional call that waited for another upload of this file asks for that one's
     /// version. After an error the file is dirty as before. `NotFound`: it was discarded.

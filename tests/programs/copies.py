@@ -7,7 +7,7 @@ import pathlib
 
 from support import Mount, main, run, s3, scratch, unique
 
-SIZE = 40 << 20  # three parts
+SIZE = 40 << 20  # five parts
 # What the kernel writes by itself is copied by it.
 DIRECT = "--no-passthrough"
 

@@ -280,7 +280,7 @@ def test_power_loss_with_durability_local():
 
 def test_an_upload_that_was_cut_in_its_middle_goes_on_after_kill_9():
     """What parts the store has are not sent again."""
-    parts, part_bytes, at_once = 12, 16 << 20, 2
+    parts, part_bytes, at_once = 24, 8 << 20, 2
     mount = ProxiedMount(unique("resume"), "--durability", "local", "--memory-limit", f"{2 * at_once * part_bytes}")
     try:
         mount.proxy.set(delay_ms=100)

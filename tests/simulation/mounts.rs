@@ -117,6 +117,7 @@ impl Mount {
         let dir = self.disk.path().join(&name);
         let mut setup = Setup::new(line, clock, &dir, self.id.clone(), IO_TIMEOUT);
         setup.write.part_bytes = PART_BYTES;
+        setup.write.bodies_bytes_max = 4 * PART_BYTES;
         setup.fs.checkpoints = CheckpointConfig {
             table: Table::new(vec![rules::orbax(IDLE)], IDLE),
             lease: LEASE,

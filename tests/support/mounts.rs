@@ -43,8 +43,9 @@ impl Setup {
         let write = WriteConfig {
             dir: dir.join("staged"),
             part_bytes: 8 << 20,
-            put_bytes_max: 8 << 20,
+            put_bytes_max: 0,
             parallel_parts: 4,
+            bodies_bytes_max: 32 << 20,
             dirty_bytes_max: 1 << 30,
             staged_files_max: 1024,
             uploads_max: 64,

@@ -3,7 +3,7 @@
 use std::fs::FileTimes;
 
 use super::*;
-use crate::write::intent::INLINE_BYTES_MAX;
+use crate::write::intent::{Begun, BegunPart, INLINE_BYTES_MAX};
 use crate::write::{Adopted, Before, CloseId, Closing, Intent};
 
 /// `earlier` goes to the bucket; `acknowledged` is written over it in the same staged file and
@@ -61,4 +61,28 @@ async fn the_note_of_an_earlier_version_loses_no_acknowledged_one_to_a_power_los
         let aside = rig.staging().with_file_name("quarantine");
         assert!(!aside.exists(), "the bucket had the earlier version: nobody looks for it");
     }
+}
+
+#[tokio::test]
+async fn an_upload_that_an_earlier_version_cut_otherwise_is_begun_anew() {
+    let large = INLINE_BYTES_MAX as usize + 1;
+    let (earlier, acknowledged) = (bytes(1, large), bytes(2, large));
+    let (rig, mut intent) = after_a_power_loss(&earlier, &acknowledged).await;
+    let (bucket, key, metadata) = (&rig.writer.shared.bucket, Key::new("k"), Metadata::new());
+    let upload = bucket.create_multipart(&key, &metadata).await.unwrap();
+    let part = Bytes::copy_from_slice(&acknowledged[2 * PART..4 * PART]);
+    let (len, crc) = (part.len() as u64, crc_fast::crc64_nvme(&part));
+    let etag = bucket.upload_part(&key, &upload, 2, part).await.unwrap();
+    let parts = [(1, BegunPart { etag, len, crc })].into();
+    intent.begun = Some(Begun { upload, parts });
+    rig.requests();
+    let Adopted::Here(staged) = rig.writer.adopt(&intent).await.unwrap() else {
+        panic!("acknowledged, and taken for uploaded")
+    };
+    staged.upload(&Condition::Always).await.unwrap();
+    assert_eq!(rig.object("k").unwrap(), acknowledged);
+    rig.writer.drained().await;
+    let requests = rig.requests();
+    assert_eq!((requests[&Operation::MultipartCreate], requests[&Operation::Abort]), (1, 1));
+    assert_eq!(rig.store.memory.open_uploads(), 0);
 }
