@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use crate::pool::Pool;
 use crate::read::cache::{MemoryTier, SMALL_BYTES_MAX};
 use crate::read::disk::{self, Disk, Wait};
-use crate::read::entry::{DiskRead, Entry, Evicted, crc};
+use crate::read::entry::{DiskRead, Entry, Evicted};
 use crate::read::index::{FileId, Saved};
 use crate::read::presence::{GRANULE_BYTES, Origin};
 use crate::read::status::Counters;
@@ -188,7 +188,8 @@ impl Catalog {
         if !self.disk.is_usable() || !self.reserve(len) {
             return false;
         }
-        let crcs: Vec<u64> = bytes.chunks(GRANULE_BYTES as usize).map(crc).collect();
+        let crcs = bytes.chunks(GRANULE_BYTES as usize).map(crc_fast::crc64_nvme);
+        let crcs: Vec<u64> = crcs.collect();
         let first = start / GRANULE_BYTES;
         let stored = entry.write(&self.disk, (first, bytes), &crcs, origin, self.tick());
         let grown = stored.as_ref().ok().copied().flatten();

@@ -253,7 +253,9 @@ impl Entry {
                 return lost(self.lose(granules_of(&span)));
             }
         };
-        let crcs = check.iter().map(|(granule, _)| crc(piece(&bytes, span.start, *granule)));
+        let crcs = check
+            .iter()
+            .map(|(granule, _)| crc_fast::crc64_nvme(piece(&bytes, span.start, *granule)));
         let crcs: Vec<u64> = crcs.collect();
         let Some(wrong) = self.confirm(&check, &crcs, departures) else { return lost(0) };
         if !wrong.is_empty() {
@@ -499,9 +501,4 @@ impl State {
 fn piece(bytes: &[u8], start: u64, granule: u64) -> &[u8] {
     let from = (granule * GRANULE_BYTES - start) as usize;
     &bytes[from..bytes.len().min(from + GRANULE_BYTES as usize)]
-}
-
-/// The checksum by which a granule is known.
-pub fn crc(bytes: &[u8]) -> u64 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes)
 }

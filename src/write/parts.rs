@@ -30,6 +30,11 @@ impl Grid {
         Self { part_bytes, parts_per_tier, put_bytes_max: put_bytes_max.max(part_bytes) }
     }
 
+    /// The largest file that goes by one PUT.
+    pub fn put_bytes_max(&self) -> u64 {
+        self.put_bytes_max
+    }
+
     /// The bytes of part `index`, counted from 0, were the file endless. Past the grid: `None`.
     pub fn span(&self, index: u32) -> Option<Range<u64>> {
         let tier = (index / self.parts_per_tier) as usize;

@@ -43,7 +43,7 @@ pub struct Shared {
     /// There once a file is to be acknowledged before it is in the bucket, or was.
     pub journal: OnceLock<Journal>,
     pub part_bytes: u64,
-    /// The largest file that goes by one PUT.
+    /// See [`Grid::new`](super::parts::Grid::new).
     pub put_bytes_max: u64,
     pub parallel_parts: usize,
     pub buffers: Arc<Buffers>,
@@ -62,14 +62,13 @@ pub struct Shared {
 
 impl Shared {
     pub fn new(parts: SharedParts) -> Arc<Self> {
-        let put_bytes_max = parts.put_bytes_max.max(parts.part_bytes);
         Arc::new(Self {
             bucket: parts.bucket,
             clock: parts.clock,
             staging: parts.staging,
             journal: OnceLock::new(),
             part_bytes: parts.part_bytes,
-            put_bytes_max,
+            put_bytes_max: parts.put_bytes_max,
             parallel_parts: parts.parallel_parts.max(1),
             buffers: Buffers::new(parts.bodies_bytes_max, parts.runtime.clone()),
             fetches: Semaphore::new(FETCHES_MAX),

@@ -78,7 +78,7 @@ impl Staged {
     }
 
     fn pays_to_copy(&self, base: &Base, size: u64) -> bool {
-        let (store, put) = (self.shared.bucket.capabilities(), self.shared.put_bytes_max);
+        let (store, put) = (self.shared.bucket.capabilities(), self.grid.put_bytes_max());
         let least = (put / GROWN_PART).max(store.part_min + 1);
         let copies = store.multipart && store.part_copy;
         copies && (least..=COPY_BYTES_MAX).contains(&base.size) && size - base.size <= put
