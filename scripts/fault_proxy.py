@@ -6,7 +6,8 @@
 Owns faults and their counts. Does not own servers nor what must hold under faults (tests/programs/faults.py).
 It says its port on the first line of standard output; then each line of JSON on standard input changes
 settings ({"rate": 0.1, "kinds": ["lost"], "delay_ms": 15, "away": "refused"}) and is answered with one line
-of counts. It ends with its standard input, or on a signal. With a delay and no rate it is a distant server.
+of counts. It ends with its standard input, or on a signal. With a delay and no rate it is a distant server, or
+with {"delayed": "PUT"} as well one that is slow in one thing.
 
 Each request draws from the generator of the seed; which request meets which number depends on the
 order of their arrival, so a seed repeats the mix, not the run.
@@ -147,7 +148,7 @@ class Proxy:
     def __init__(self, target, seed: int):
         self.target = target
         self.random = random.Random(seed)
-        self.rate, self.kinds, self.delay = 0.0, [], 0.0
+        self.rate, self.kinds, self.delay, self.delayed = 0.0, [], 0.0, None
         self.away = None  # or a kind that every request meets
         self.requests, self.bytes, self.injected, self.by_request = 0, 0, {}, {}
         self.server, self.port, self.clients = None, 0, set()
@@ -159,6 +160,7 @@ class Proxy:
         self.rate = change.get("rate", self.rate)
         self.kinds = change.get("kinds", self.kinds)
         self.delay = change.get("delay_ms", self.delay * 1000) / 1000
+        self.delayed = change.get("delayed", self.delayed)  # a method; None: all
         if "seed" in change:
             self.random = random.Random(change["seed"])
         if "away" in change:
@@ -234,7 +236,7 @@ class Proxy:
         try:
             while True:
                 request = Message(await read_head(reader))
-                if self.delay:
+                if self.delay and self.delayed in (None, request.start.split()[0]):
                     await asyncio.sleep(self.delay)
                 upstream = await self.exchange(request, reader, writer, upstream)
         except (Broken, OSError):

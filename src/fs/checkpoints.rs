@@ -13,6 +13,7 @@
 //! | `commit` | transactions frozen, sealed, published, lost |
 //! | `tend` | when something is due: leases, rules, others' leftovers |
 //! | `observe` | what others wrote, shown whole or not at all |
+//! | `leave` | what is lost, not shown while it is taken away |
 //! | `explicit` | commits that somebody asks for, and `user.trialfs.state` |
 //! | `gc` | what the dead left for good |
 //! | `waiting` | programs that wait for the store, which is no quiet |
@@ -26,6 +27,7 @@ mod change;
 pub(in crate::fs) mod commit;
 mod explicit;
 mod gc;
+mod leave;
 mod observe;
 mod place;
 mod tend;
@@ -114,6 +116,8 @@ pub(super) struct Checkpoints {
     config: CheckpointConfig,
     writer: WriterId,
     met: Mutex<HashMap<String, Arc<Checkpoint>>>,
+    /// By their directory's inode, those whose content is lost and still here.
+    leaving: leave::AllLeaving,
 }
 
 /// One checkpoint directory.
@@ -189,7 +193,7 @@ pub fn can_commit(can: &Capabilities) -> bool {
 impl Checkpoints {
     pub fn new(config: CheckpointConfig, mount_id: &str) -> Self {
         let writer = WriterId::new(mount_id).expect("a mount id is a ULID");
-        Self { config, writer, met: Mutex::default() }
+        Self { config, writer, met: Mutex::default(), leaving: leave::AllLeaving::default() }
     }
 
     pub fn config(&self) -> &CheckpointConfig {

@@ -83,7 +83,8 @@ impl Fs {
         unsealed: Unsealed,
         parts: Option<&Parts>,
     ) -> Result<Option<Snapshot>, Errno> {
-        self.end_dead_attempts().await?;
+        self.end_dead_attempts().await;
+        self.outlast_leaving(ino).await;
         let (prefix, asked) = {
             let namespace = self.namespace.lock();
             let key = namespace.key(ino).ok_or(Errno::ENOENT)?;
@@ -123,11 +124,14 @@ impl Fs {
 
     /// Learns a whole listing, and what it shows beside what only this node knows of.
     fn learn_whole(&self, ino: Ino, asked: Asked, mut listing: Listing) -> Result<Snapshot, Errno> {
+        let leaving = self.leaving();
         let mut namespace = self.namespace.lock();
         if let (Some(newest), Some(inode)) = (listing.newest, namespace.get_mut(ino)) {
             inode.see_newest(newest);
         }
-        let is_local = |child: &Ino| namespace.get(*child).is_some_and(|inode| inode.staged);
+        let is_local = |child: &Ino| {
+            !leaving.contains(child) && namespace.get(*child).is_some_and(|inode| inode.staged)
+        };
         let directory = &namespace.get(ino).ok_or(Errno::ESTALE)?.directory;
         let children = directory.children.iter();
         let local = children.filter(|(_, child)| is_local(child));

@@ -69,6 +69,9 @@ impl Access {
 impl Fs {
     pub async fn open(&self, ino: Ino, flags: i32, thread: u32) -> Result<Opened, Errno> {
         let access = Access::of(flags, thread);
+        if self.outlast_leaving(ino).await {
+            return Err(Errno::ESTALE); // the kernel asks for its name again
+        }
         let _waiting = if access.write { self.wait_at(ino) } else { None };
         // Before anything that a close may want.
         let file = self.handles.shared_if_any(ino);

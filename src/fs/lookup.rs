@@ -53,8 +53,8 @@ impl Fs {
             return Err(Errno::ENAMETOOLONG);
         }
         let ino = match self.known(parent, &name) {
-            Some(ino) => Some(ino),
-            None => {
+            Some(ino) if !self.outlast_leaving(ino).await => Some(ino),
+            _ => {
                 let purpose = purpose(&self.path_below(parent, &name));
                 self.ask_for(parent, &name, purpose).await?
             }

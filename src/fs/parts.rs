@@ -208,12 +208,15 @@ impl Fs {
         asked: Asked,
         ready: Vec<(Name, Held)>,
     ) -> Vec<(Name, SnapshotEntry)> {
+        let leaving = self.leaving();
         let namespace = self.namespace.lock();
         let Some(inode) = namespace.get(directory) else { return Vec::new() };
         let directory = &inode.directory;
         let entry = |(name, held): (Name, Held)| {
             let child = directory.children.get(&name).copied();
-            let is_local = |ino: &Ino| namespace.get(*ino).is_some_and(|inode| inode.staged);
+            let is_local = |ino: &Ino| {
+                !leaving.contains(ino) && namespace.get(*ino).is_some_and(|inode| inode.staged)
+            };
             let removed = directory.removed.get(&name).is_some_and(|at| *at > asked.epoch);
             match child.filter(is_local) {
                 Some(ino) => Some((name, SnapshotEntry::Local(ino))),

@@ -16,6 +16,7 @@ import threading
 import time
 
 import support
+from proxied import ProxiedMount
 from support import Mount, eventually, main, run, s3, scratch, unique
 
 PYTHON = sys.executable
@@ -140,6 +141,83 @@ def test_a_killed_writer_publishes_nothing_and_the_retry_holds_none_of_it():
     visible(other)
     assert all(name.startswith("file") for name in names(other)), names(other)
     assert a.status()["fs"]["write"]["quarantined_files"] == 5
+    a.stop()
+    b.stop()
+
+
+def is_gone(look) -> bool:
+    try:
+        return not look()
+    except OSError as error:
+        assert error.errno in (errno.ENOENT, errno.ESTALE), error
+        return True
+
+
+def test_half_a_checkpoint_is_not_shown_while_it_is_taken_away():
+    """The store is slow to hear of a killed writer; who looks meanwhile is not shown what it left."""
+    a = ProxiedMount(unique("dying"))
+    slow_s = 5
+    looks = {
+        "listed": lambda name, inside: name in names(a.path),
+        "found": lambda name, inside: (a.path / name).exists(),
+        "listed within": lambda name, inside: names(a.path / name),
+        "its file found": lambda name, inside: os.stat("whole", dir_fd=inside),
+        "its file opened": lambda name, inside: os.close(os.open("whole", os.O_RDONLY, dir_fd=inside)) is None,
+    }
+    for lost, (what, look) in enumerate(looks.items(), 1):
+        name = f"checkpoint_{lost:06}"
+        script = (
+            "import os, sys\n"
+            f"d={str(a.path / name)!r}\n"
+            "os.mkdir(d); f=open(f'{d}/cut','wb'); f.write(b'x'*1000); f.flush()\n"
+            "open(f'{d}/whole','wb').write(b'x'*1000)\n"
+            "sys.stdin.read(); os.kill(os.getpid(), 9)\n"
+        )
+        a.proxy.set(delay_ms=0)
+        writer = subprocess.Popen([PYTHON, "-c", script], stdin=subprocess.PIPE)
+        eventually("two files are there", lambda: len(names(a.path / name)) == 2)
+        inside = os.open(a.path / name, os.O_RDONLY)
+        a.proxy.set(delay_ms=1000 * slow_s, delayed="PUT")
+        killed = time.monotonic()
+        writer.communicate()
+        assert writer.returncode == -signal.SIGKILL
+        eventually("the mount knows", lambda: a.status()["fs"]["checkpoints"]["lost"] == lost, pause=0)
+        assert time.monotonic() < killed + slow_s, "too late to see anything"
+        # By its name the kernel knows what it was told within the last second; a listing is new.
+        seconds = 0 if what.startswith("listed") else 1.5
+        eventually(f"{what}, it is not shown", lambda: is_gone(lambda: look(name, inside)), seconds)
+        os.close(inside)
+    a.proxy.set(delay_ms=0)
+    eventually("all in quarantine", lambda: a.status()["fs"]["write"]["quarantined_files"] == 2 * len(looks))
+    a.stop()
+
+
+def test_a_killed_rewrite_leaves_the_old_content_and_the_rank_that_lives_is_told():
+    prefix, a, b = two("rewritten")
+    directory = a.path / "checkpoint_000005"
+    write(directory, stamp=b"1")
+    visible(b.path / directory.name)
+    eventually("published", lambda: state(directory) == "published")
+    living = open(directory / "living", "wb", buffering=0)
+    living.write(b"2" * 5000)
+    script = (
+        "import os\n"
+        f"d={str(directory)!r}\n"
+        "open(f'{d}/file000','wb').write(b'2'*4096)\n"
+        "f=open(f'{d}/file001','wb'); f.write(b'2'*4096); f.flush(); os.kill(os.getpid(), 9)\n"
+    )
+    run(PYTHON, "-c", script, ok=(-signal.SIGKILL,))
+    eventually("lost", lambda: a.status()["fs"]["checkpoints"]["lost"] == 1)
+    for mount in (a, b):
+        assert whole(mount.path / directory.name, FILES, 4096) == b"1" * 4096, mount.name
+    try:
+        living.close()
+        raise AssertionError("a close of what is lost returned")
+    except OSError as error:
+        assert error.errno == errno.EIO, error
+    eventually("all in quarantine", lambda: a.status()["fs"]["write"]["quarantined_files"] == 3)
+    a.remount(fresh_cache=True)
+    assert whole(directory, FILES, 4096) == b"1" * 4096
     a.stop()
     b.stop()
 
@@ -614,7 +692,7 @@ def save(base: pathlib.Path, first: int, last: int, files: int) -> subprocess.Po
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
-def whole(directory: pathlib.Path, files: int) -> bytes | None:
+def whole(directory: pathlib.Path, files: int, size: int = 1600) -> bytes | None:
     """The one stamp of a whole checkpoint; None where there is none; fails on half of one."""
     try:
         found = names(directory)
@@ -626,7 +704,7 @@ def whole(directory: pathlib.Path, files: int) -> bytes | None:
     stamps = {(directory / name).read_bytes() for name in found}
     assert len(stamps) == 1, f"{directory.name} mixes {[s[:16] for s in stamps]}"
     stamp = stamps.pop()
-    assert len(stamp) == 1600 and stamp == stamp[:16] * 100, f"{directory.name}: torn bytes"
+    assert len(stamp) == size and stamp == stamp[:16] * (size // 16), f"{directory.name}: torn bytes"
     return stamp
 
 

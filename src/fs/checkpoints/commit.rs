@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::task::Poll;
 
 use super::{Checkpoint, Member, Transaction};
 use crate::checkpoint::driver::Ended;
@@ -262,8 +263,30 @@ impl Fs {
         checkpoint: &Arc<Checkpoint>,
         root: Root,
     ) -> Result<(), Errno> {
-        let Some(txn) = checkpoint.state.lock().lose_open() else { return Ok(()) };
+        let me = self.me.upgrade().ok_or(Errno::EIO)?;
+        // Nothing is awaited before: with its last writer gone it is due otherwise.
+        let Some((txn, leaving)) = self.take_lost(checkpoint, root) else { return Ok(()) };
         tracing::warn!(name = %checkpoint.name(), "torn: a process that wrote it was killed");
+        let checkpoint = checkpoint.clone();
+        let mut tearing = Box::pin(async move {
+            let torn = me.take_away(&checkpoint, txn, root).await;
+            drop(leaving);
+            torn
+        });
+        // Begun here, to be the next at the driver: a look before would take it for what an earlier
+        // life left. Goes on if nobody waits for it any more: half taken away it would stay.
+        match futures::poll!(&mut tearing) {
+            Poll::Ready(torn) => torn,
+            Poll::Pending => tokio::spawn(tearing).await.unwrap_or(Err(Errno::EIO)),
+        }
+    }
+
+    async fn take_away(
+        &self,
+        checkpoint: &Checkpoint,
+        txn: Transaction,
+        root: Root,
+    ) -> Result<(), Errno> {
         let result = {
             let mut driver = checkpoint.driver.lock().await;
             let rule = checkpoint.state.lock().rule.clone();
@@ -282,8 +305,7 @@ impl Fs {
 
     /// What is open is lost: others took it over.
     pub(super) async fn lose_open(&self, checkpoint: &Checkpoint) {
-        let open = checkpoint.state.lock().lose_open();
-        if let Some(open) = open {
+        if let Some((open, _leaving)) = self.take_lost(checkpoint, Root::Goes) {
             self.lose(checkpoint, open, Uploads::Abort, Root::Goes).await;
         }
     }

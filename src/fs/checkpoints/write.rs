@@ -182,18 +182,17 @@ impl Fs {
     }
 
     /// Nothing of a process that was killed is listed, here either, once its parent knows.
-    pub(in crate::fs) async fn end_dead_attempts(&self) -> Result<(), Errno> {
+    pub(in crate::fs) async fn end_dead_attempts(&self) {
         for checkpoint in self.checkpoints.busy() {
             let torn = {
                 let mut state = checkpoint.state.lock();
                 let open = state.open.as_mut();
                 open.is_some_and(|open| open.is_torn() && !open.members.is_empty())
             };
-            if torn {
-                self.tear_transaction(&checkpoint, Root::Goes).await?;
+            if torn && let Err(error) = self.tear_transaction(&checkpoint, Root::Goes).await {
+                tracing::warn!(%error, "others will see by its lease that it is torn");
             }
         }
-        Ok(())
     }
 
     /// What is frozen here is so in the bucket, too, before the next begins: an open transaction of
