@@ -46,7 +46,7 @@ checkpoints     600
 commit_rules    300
 orbax_ranks     300
 renames         600
-tools           600
+tools          1200
 copies          300
 pjdfstest       600
 fsx            1200
