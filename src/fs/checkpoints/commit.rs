@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::task::Poll;
 
+use super::leave::name_of;
 use super::{Checkpoint, Member, Transaction};
 use crate::checkpoint::driver::Ended;
 use crate::checkpoint::protocol::{Accept, Goal, Intent, Stop};
@@ -402,12 +403,10 @@ impl Fs {
         if namespace.has_local_below(root) {
             return;
         }
-        let name = namespace.get(root).and_then(|inode| Some((inode.parent, inode.name.clone()?)));
+        let name = name_of(&namespace, root);
         namespace.detach(root);
         drop(namespace);
-        if let (Some(kernel), Some((parent, name))) = (self.kernel.get(), name) {
-            kernel.forget_name(parent, &name);
-        }
+        self.kernel_forgets(name);
     }
 }
 

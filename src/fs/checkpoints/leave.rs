@@ -13,7 +13,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::commit::Root;
 use super::{Checkpoint, Transaction};
 use crate::fs::Fs;
-use crate::types::Ino;
+use crate::namespace::Namespace;
+use crate::types::{Ino, Name};
 
 /// Free once nothing is left of what is taken away.
 pub(super) type Gone = Arc<Mutex<()>>;
@@ -64,14 +65,18 @@ impl Fs {
             let all = &self.checkpoints.leaving;
             (txn, hides.then(|| Leaving::begin(all, root)).flatten())
         };
-        let name = {
-            let namespace = self.namespace.lock();
-            namespace.get(root).and_then(|inode| Some((inode.parent, inode.name.clone()?)))
-        };
-        if let (Some(kernel), Some((parent, name)), Some(_)) = (self.kernel.get(), name, &leaving) {
-            kernel.forget_name(parent, &name);
+        if leaving.is_some() {
+            let name = name_of(&self.namespace.lock(), root);
+            self.kernel_forgets(name);
         }
         Some((txn, leaving))
+    }
+
+    /// Has the kernel ask for a name again.
+    pub(super) fn kernel_forgets(&self, name: Option<(Ino, Name)>) {
+        if let (Some(kernel), Some((parent, name))) = (self.kernel.get(), name) {
+            kernel.forget_name(parent, &name);
+        }
     }
 
     /// The directories that are being taken away.
@@ -97,4 +102,9 @@ impl Fs {
         let namespace = self.namespace.lock();
         leaving.into_iter().find_map(|(root, gone)| namespace.is_below(ino, root).then_some(gone))
     }
+}
+
+/// Where an inode stands: its parent, and the name in it.
+pub(super) fn name_of(namespace: &Namespace, ino: Ino) -> Option<(Ino, Name)> {
+    namespace.get(ino).and_then(|inode| Some((inode.parent, inode.name.clone()?)))
 }
