@@ -138,6 +138,17 @@ impl Namespace {
         Some(path)
     }
 
+    /// Where an inode stands: its parent, and the name in it.
+    pub fn name_of(&self, ino: Ino) -> Option<(Ino, Name)> {
+        self.get(ino).and_then(|inode| Some((inode.parent, inode.name.clone()?)))
+    }
+
+    /// Whether a listing shows the inode whatever the bucket says: this node alone has it, and it
+    /// is none of what is being taken away.
+    pub fn is_local(&self, ino: Ino, leaving: &[Ino]) -> bool {
+        !leaving.contains(&ino) && self.get(ino).is_some_and(|inode| inode.staged)
+    }
+
     /// An inode and all that is known below it, parents first.
     pub fn below(&self, ino: Ino) -> Vec<Ino> {
         let mut below = vec![ino];

@@ -129,12 +129,9 @@ impl Fs {
         if let (Some(newest), Some(inode)) = (listing.newest, namespace.get_mut(ino)) {
             inode.see_newest(newest);
         }
-        let is_local = |child: &Ino| {
-            !leaving.contains(child) && namespace.get(*child).is_some_and(|inode| inode.staged)
-        };
         let directory = &namespace.get(ino).ok_or(Errno::ESTALE)?.directory;
         let children = directory.children.iter();
-        let local = children.filter(|(_, child)| is_local(child));
+        let local = children.filter(|(_, child)| namespace.is_local(**child, &leaving));
         let local = local.map(|(name, child)| (name.clone(), *child)).collect();
         // What went since the LIST was asked for is gone, whatever the LIST says.
         let removed = directory.removed.iter().filter(|(_, at)| **at > asked.epoch);

@@ -214,11 +214,8 @@ impl Fs {
         let directory = &inode.directory;
         let entry = |(name, held): (Name, Held)| {
             let child = directory.children.get(&name).copied();
-            let is_local = |ino: &Ino| {
-                !leaving.contains(ino) && namespace.get(*ino).is_some_and(|inode| inode.staged)
-            };
             let removed = directory.removed.get(&name).is_some_and(|at| *at > asked.epoch);
-            match child.filter(is_local) {
+            match child.filter(|ino| namespace.is_local(*ino, &leaving)) {
                 Some(ino) => Some((name, SnapshotEntry::Local(ino))),
                 None if removed && child.is_none() => None,
                 None => Some((name, SnapshotEntry::Seen(held.seen))),

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::task::Poll;
 
-use super::leave::name_of;
 use super::{Checkpoint, Member, Transaction};
 use crate::checkpoint::driver::Ended;
 use crate::checkpoint::protocol::{Accept, Goal, Intent, Stop};
@@ -403,7 +402,7 @@ impl Fs {
         if namespace.has_local_below(root) {
             return;
         }
-        let name = name_of(&namespace, root);
+        let name = namespace.name_of(root);
         namespace.detach(root);
         drop(namespace);
         self.kernel_forgets(name);

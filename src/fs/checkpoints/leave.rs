@@ -13,7 +13,6 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::commit::Root;
 use super::{Checkpoint, Transaction};
 use crate::fs::Fs;
-use crate::namespace::Namespace;
 use crate::types::{Ino, Name};
 
 /// Free once nothing is left of what is taken away.
@@ -66,7 +65,7 @@ impl Fs {
             (txn, hides.then(|| Leaving::begin(all, root)).flatten())
         };
         if leaving.is_some() {
-            let name = name_of(&self.namespace.lock(), root);
+            let name = self.namespace.lock().name_of(root);
             self.kernel_forgets(name);
         }
         Some((txn, leaving))
@@ -102,9 +101,4 @@ impl Fs {
         let namespace = self.namespace.lock();
         leaving.into_iter().find_map(|(root, gone)| namespace.is_below(ino, root).then_some(gone))
     }
-}
-
-/// Where an inode stands: its parent, and the name in it.
-pub(super) fn name_of(namespace: &Namespace, ino: Ino) -> Option<(Ino, Name)> {
-    namespace.get(ino).and_then(|inode| Some((inode.parent, inode.name.clone()?)))
 }
