@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use super::Fs;
 use super::attributes::Content;
-use super::checkpoints::commit::Root;
 use super::error::Errno;
 use super::handles::{FileHandle, Handle, IoMode, OpenFile};
 use crate::bucket::BucketError;
@@ -177,10 +176,7 @@ impl Fs {
             if staged.is_none_or(|staged| staged.is_prepared() || !staged.is_dirty()) {
                 return;
             }
-            if let Err(error) = self.tear_transaction(&place.checkpoint, Root::Goes).await {
-                tracing::warn!(ino = ino.0, %error, "others will see by its lease that it is torn");
-            }
-            return;
+            return self.tear_untold(&place.checkpoint).await;
         }
         let _io = file.quiet().await;
         let Some(staged) = self.take_torn(file) else { return };

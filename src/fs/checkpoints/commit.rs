@@ -258,7 +258,7 @@ impl Fs {
 
     /// A process was killed in the midst of it: nothing of it is ever shown, but by an explicit
     /// commit.
-    pub(in crate::fs) async fn tear_transaction(
+    pub(super) async fn tear_transaction(
         &self,
         checkpoint: &Arc<Checkpoint>,
         root: Root,
@@ -278,6 +278,14 @@ impl Fs {
         match futures::poll!(&mut tearing) {
             Poll::Ready(torn) => torn,
             Poll::Pending => tokio::spawn(tearing).await.unwrap_or(Err(Errno::EIO)),
+        }
+    }
+
+    /// The same where nobody can be told that the store has not heard of it.
+    pub(in crate::fs) async fn tear_untold(&self, checkpoint: &Arc<Checkpoint>) {
+        if let Err(error) = self.tear_transaction(checkpoint, Root::Goes).await {
+            let name = checkpoint.name();
+            tracing::warn!(%name, %error, "others will see by its lease that it is torn");
         }
     }
 

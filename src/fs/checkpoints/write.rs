@@ -189,8 +189,8 @@ impl Fs {
                 let open = state.open.as_mut();
                 open.is_some_and(|open| open.is_torn() && !open.members.is_empty())
             };
-            if torn && let Err(error) = self.tear_transaction(&checkpoint, Root::Goes).await {
-                tracing::warn!(%error, "others will see by its lease that it is torn");
+            if torn {
+                self.tear_untold(&checkpoint).await;
             }
         }
     }
