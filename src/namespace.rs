@@ -15,6 +15,7 @@
 pub mod attrs;
 pub mod inode;
 pub mod listing;
+pub mod seen;
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -193,6 +193,79 @@ async fn files_made_in_a_long_directory_do_not_cost_a_listing_each() {
     assert!(asked <= 2 * 100 + 40, "{asked} requests for 100 files");
 }
 
+/// A node that knows nothing yet of a directory of so many files.
+async fn crowded(store: &Shared, count: usize) -> (Mount, Ino) {
+    for i in 0..count {
+        let (key, body) = (Key::new(format!("d/old{i:06}")), Bytes::from_static(b"x"));
+        store.objects.put(&key, body, &Condition::Always, &Metadata::new()).await.unwrap();
+    }
+    let a = Mount::with(store, |_| {});
+    let d = a.find(Ino::ROOT, "d", Purpose::Unknown).await.unwrap();
+    (a, d)
+}
+
+/// Its whole listing is of more pages than are asked for to make files.
+#[tokio::test(start_paused = true)]
+async fn files_made_in_order_in_a_directory_of_any_length_are_begun_without_a_request_each() {
+    let store = Shared::new();
+    let (a, d) = crowded(&store, 20_500).await;
+    for stem in ["old1", "p"] {
+        let before = a.requests();
+        for i in 0..400 {
+            a.write(d, &format!("{stem}x{i:03}"), 0o644, b"ours").await.unwrap();
+            if i % 100 == 99 {
+                tokio::time::sleep(TTL).await;
+            }
+        }
+        let asked = a.requests() - before;
+        assert!(asked <= 2 * 400 + 80, "{asked} requests for 400 files at {stem}");
+    }
+}
+
+/// As the threads of a pool make them, and in no order at all, which costs no more than to ask.
+#[tokio::test(start_paused = true)]
+async fn files_made_in_another_order_in_a_long_directory_cost_no_more_than_asking() {
+    let store = Shared::new();
+    let (a, d) = crowded(&store, 20_500).await;
+    let before = a.requests();
+    for i in 0..400 {
+        a.write(d, &format!("p{:03}", i ^ 7), 0o644, b"ours").await.unwrap();
+    }
+    let asked = a.requests() - before;
+    assert!(asked <= 2 * 400 + 120, "{asked} requests for 400 files, nearly in order");
+    let before = a.requests();
+    for i in 0..400 {
+        a.write(d, &format!("old{:06}x", i * 7919 % 20_500), 0o644, b"ours").await.unwrap();
+    }
+    let asked = a.requests() - before;
+    assert!(asked <= 4 * 400 + 20, "{asked} requests for 400 files in no order");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_node_makes_behind_a_page_is_not_buried_either() {
+    let store = Shared::new();
+    let (a, d) = crowded(&store, 1500).await;
+    let b = Mount::with(&store, |_| {});
+    let theirs = b.find(Ino::ROOT, "d", Purpose::Unknown).await.unwrap();
+    b.write(theirs, "p150", 0o600, b"theirs").await.unwrap();
+    b.fs.fsyncdir(theirs).await.unwrap(); // its record too
+    for i in 0..100 {
+        a.write(d, &format!("p{i:03}"), 0o644, b"ours").await.unwrap();
+    }
+    let x = b.mkdir(theirs, "p100").await.unwrap();
+    b.write(x, "inside", 0o644, b"kept").await.unwrap();
+    let before = a.requests();
+    let handle = a.open_anew(d, "p100", 0o644).await.unwrap();
+    assert_eq!(a.requests(), before, "the page is young");
+    assert_eq!(a.write_and_close(handle, b"file").await, Err(Errno::EISDIR));
+    assert!(!store.has("d/p100"));
+    // What the page shows is asked for as ever.
+    a.write(d, "p150", 0o644, b"ours").await.unwrap();
+    let x = a.find(d, "p150", Purpose::Unknown).await.unwrap();
+    assert_eq!(a.read(x, 0).await.unwrap(), b"ours");
+    assert_eq!(a.mode(x).await, 0o600);
+}
+
 #[tokio::test(start_paused = true)]
 async fn another_nodes_directory_is_not_buried_under_a_file() {
     let store = Shared::new();

@@ -9,9 +9,11 @@
 //!
 //! Owns when a listing pays, and that first upload. Does not own the listing (`lookup`).
 //!
-//! Cost: 1 LIST a second and a thousand entries while files are made there, in place of a HEAD and
-//! a LIST for each file; a file's upload 1 LIST more, but for a small one where the store's own
-//! condition sees directories.
+//! Cost, in place of a HEAD and a LIST for each file: of a directory of one page 2 LISTs a second
+//! while files are made there; of a longer one 4, for the page in which the next names stand and
+//! the directory's records, where names come about in their order, else 2 for each page, and past
+//! 16 pages the names are asked for. A file's upload 1 LIST more, but for a small one where the
+//! store's own condition sees directories.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -25,7 +27,8 @@ use super::learning::{Found, recorded};
 use super::relist::{ASKS_PER_PAGE, PAGES_MAX, pages_of};
 use crate::bucket::{BucketError, Condition};
 use crate::namespace::Remote;
-use crate::namespace::inode::Attributes;
+use crate::namespace::inode::{Attributes, Directory};
+use crate::namespace::seen::Seen;
 use crate::types::{Ino, Key, Kind, Name};
 use crate::write::{Staged, Uploaded, Why, WriteError};
 
@@ -35,6 +38,10 @@ const UNASKED_COUNT_MAX: usize = 1024;
 /// A file up to this size goes up by one PUT, whose condition some stores hold against directories
 /// too.
 const PUT_BYTES_MAX: u64 = 1 << 20;
+
+/// So many times a listing's, after a page that did not tell of the name it was asked for: names
+/// come in no order.
+const PAUSE_AFTER_MISS: u32 = 16;
 
 /// Names that lookups called free unasked, until their files are made.
 #[derive(Debug, Default)]
@@ -64,12 +71,21 @@ impl Unasked {
 enum Told {
     Free {
         /// Files are made here, and the listing gets old.
-        renew: bool,
+        renew: Option<Relist>,
     },
     /// Ask for the name.
     Nothing,
-    /// A new listing is worth it, of so many pages.
-    Old(usize),
+    /// A new listing is worth it.
+    Old(Relist),
+}
+
+/// What is listed to tell of names at which files are made.
+#[derive(Clone)]
+enum Relist {
+    /// So many pages from the first.
+    Whole(usize),
+    /// The page behind this name.
+    Page(Name),
 }
 
 impl Fs {
@@ -81,12 +97,12 @@ impl Fs {
             return false;
         }
         let told = match self.told_of(parent, name) {
-            Told::Old(pages) => {
+            Told::Old(_) => {
                 let _turn = self.relisting.lock().await;
                 // Whoever held the turn may have made it.
                 match self.told_of(parent, name) {
-                    Told::Old(_) => {
-                        self.list_for_files(parent, pages).await;
+                    Told::Old(what) => {
+                        self.list_for_files(parent, what, Some(name)).await;
                         self.told_of(parent, name)
                     }
                     told => told,
@@ -95,8 +111,8 @@ impl Fs {
             told => told,
         };
         let Told::Free { renew } = told else { return false };
-        if renew && let Some(me) = self.me.upgrade() {
-            tokio::spawn(async move { me.renew_listing(parent).await });
+        if let Some((what, me)) = renew.zip(self.me.upgrade()) {
+            tokio::spawn(async move { me.renew_listing(parent, what).await });
         }
         self.unasked.put(parent, name, self.clock.now())
     }
@@ -113,41 +129,82 @@ impl Fs {
         }
         let directory = &mut inode.directory;
         directory.made += 1;
-        let fresh = |at| now.saturating_duration_since(at) < ttl;
-        let listed = directory.seen.as_ref().map_or(0, |seen| seen.entries.len());
-        let pages = pages_of(listed.max(directory.children.len()));
-        let pays = directory.made > ASKS_PER_PAGE * pages && pages <= PAGES_MAX;
-        match &directory.seen {
-            Some(seen) if fresh(seen.asked.at) && records => {
-                let half = now.saturating_duration_since(seen.asked.at) > ttl / 2;
-                match seen.whole {
-                    true if seen.entries.contains_key(name) => Told::Nothing,
-                    true => Told::Free { renew: pays && half },
-                    // More than was read: one that ends may be had once more files were made.
-                    false if pays && half => Told::Old(pages + 1),
-                    false => Told::Nothing,
+        directory.makes.note(name);
+        let pays = self.listing_that_pays(directory, name);
+        let age = |seen: &Seen| now.saturating_duration_since(seen.asked.at);
+        let young = [&directory.seen, &directory.page].into_iter().flatten();
+        let young: Vec<&Seen> = young.filter(|seen| records && age(seen) < ttl).collect();
+        let told = young.iter().filter_map(|seen| Some((seen.tells(name)?, age(seen))));
+        match told.min_by_key(|(_, age)| *age) {
+            Some((true, _)) => Told::Nothing,
+            Some((false, age)) => Told::Free { renew: pays.filter(|_| age > ttl / 2) },
+            None => match pays {
+                // Before its time is half up a listing that was cut is not had longer.
+                Some(Relist::Whole(_)) if young.iter().any(|seen| age(seen) <= ttl / 2) => {
+                    Told::Nothing
                 }
-            }
-            _ if pays => Told::Old(pages),
-            _ => Told::Nothing,
+                Some(what) => Told::Old(what),
+                None => Told::Nothing,
+            },
         }
     }
 
-    async fn renew_listing(&self, parent: Ino) {
+    /// What to list while files are made in a directory: where there is more than a page, and names
+    /// come about in their order, the page in which those stand that come next.
+    fn listing_that_pays(&self, directory: &Directory, name: &Name) -> Option<Relist> {
+        let listed = directory.seen.as_ref().map_or(0, |seen| seen.entries.len());
+        let pages = pages_of(listed.max(directory.children.len()));
+        let now = self.clock.now();
+        let in_time = directory.makes.next.is_none_or(|next| next <= now);
+        if pages > 1 && in_time && directory.made > ASKS_PER_PAGE && self.bucket.lists_behind() {
+            let behind = directory.makes.behind(name);
+            if behind.is_some() {
+                return behind.map(Relist::Page);
+            }
+        }
+        // One that was cut tells little: there may be a page more.
+        let cut = directory.seen.as_ref().is_some_and(|seen| !seen.whole);
+        let pays = directory.made > ASKS_PER_PAGE * pages && pages <= PAGES_MAX;
+        pays.then_some(Relist::Whole(pages + usize::from(cut)))
+    }
+
+    async fn renew_listing(&self, parent: Ino, what: Relist) {
         let Ok(_turn) = self.relisting.try_lock() else { return };
-        let pages = self.namespace.lock().get(parent).map_or(0, |inode| {
-            let known = inode.directory.seen.as_ref().map_or(0, |seen| seen.entries.len());
-            pages_of(known.max(inode.directory.children.len()))
+        // Several were told to before the first of them had.
+        let due = self.namespace.lock().get(parent).is_some_and(|inode| {
+            let now = self.clock.now();
+            let old = |seen: &Seen| now.saturating_duration_since(seen.asked.at) > self.ttl() / 2;
+            match what {
+                Relist::Whole(_) => inode.directory.seen.as_ref().is_none_or(old),
+                Relist::Page(_) => inode.directory.page.as_ref().is_none_or(old),
+            }
         });
-        self.list_for_files(parent, pages).await;
+        if due {
+            self.list_for_files(parent, what, None).await;
+        }
     }
 
     /// What fails here is asked for by each name.
-    async fn list_for_files(&self, parent: Ino, pages: usize) {
-        let asked = self.namespace.lock().asked(self.clock.now());
-        let listed = self.learn_first_pages(parent, asked, pages.min(PAGES_MAX)).await;
-        if let Err(error) = listed {
-            tracing::debug!(parent = parent.0, %error, "no listing for new files");
+    async fn list_for_files(&self, parent: Ino, what: Relist, wanted: Option<&Name>) {
+        match what {
+            Relist::Whole(pages) => {
+                let asked = self.namespace.lock().asked(self.clock.now());
+                let pages = pages.min(PAGES_MAX);
+                if let Err(error) = self.learn_first_pages(parent, asked, pages).await {
+                    tracing::debug!(parent = parent.0, %error, "no listing for new files");
+                }
+            }
+            Relist::Page(behind) => {
+                let asked = self.clock.now();
+                let learnt = self.learn_page(parent, Some(behind)).await;
+                let mut namespace = self.namespace.lock();
+                let Some(directory) = namespace.directory_mut(parent) else { return };
+                let tells = |name| directory.page.as_ref().is_some_and(|p| p.tells(name).is_some());
+                let helps = learnt.is_some() && wanted.is_none_or(tells);
+                // Due again when it is due to be renewed.
+                let pause = if helps { self.ttl() / 2 } else { self.ttl() * PAUSE_AFTER_MISS };
+                directory.makes.next = Some(asked + pause);
+            }
         }
     }
 

@@ -18,8 +18,9 @@ use crate::bucket::{BucketError, Condition, Metadata, PageReader};
 use crate::checkpoint::record::RelPath;
 use crate::config::ATTRIBUTE_TTL;
 use crate::namespace::Asked;
-use crate::namespace::inode::{Attributes, Presence, Seen, SeenEntry};
+use crate::namespace::inode::{Attributes, Presence};
 use crate::namespace::listing::Listing;
+use crate::namespace::seen::{Seen, SeenEntry};
 use crate::types::{CONTROL_DIR, Ino, Key, Kind, Name};
 
 const SGID: u32 = 0o2000;
@@ -359,7 +360,8 @@ impl Fs {
                     directory.control = Presence::Absent;
                     directory.own_loaded = true;
                     if keeps_markers {
-                        directory.seen = Some(Seen { asked, entries: HashMap::new(), whole: true });
+                        directory.seen =
+                            Some(Seen { asked, entries: HashMap::new(), whole: true, span: None });
                     }
                     ino
                 }

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::error::Errno;
 use crate::checkpoint::record::TxnId;
 use crate::namespace::listing::Listing;
-use crate::namespace::{Asked, inode::SeenEntry};
+use crate::namespace::{Asked, seen::SeenEntry};
 use crate::read::{ReadHandle, Version};
 use crate::types::{Ino, Name};
 use crate::write::{CloseId, Staged, Stamp};

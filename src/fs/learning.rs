@@ -10,8 +10,9 @@ use parking_lot::Mutex;
 use crate::bucket::ObjectInfo;
 use crate::config::ATTRIBUTE_TTL;
 use crate::namespace::attrs::{OWN_ENTRY, Recorded, choose, time};
-use crate::namespace::inode::{Inode, Presence, Seen, SeenEntry};
+use crate::namespace::inode::{Inode, Presence};
 use crate::namespace::listing::{Listing, whole_seconds};
+use crate::namespace::seen::{Seen, SeenEntry};
 use crate::namespace::{Asked, Learnt, Namespace, Remote};
 use crate::read::Version;
 use crate::types::{ETag, Ino, Kind, Name};
@@ -151,7 +152,7 @@ pub(super) fn learn_listing(
             }
         }
         let longer = before.is_some_and(|seen| seen.entries.len() > listing.entries.len());
-        let seen = Some(Seen { asked, entries: listing.entries, whole });
+        let seen = Some(Seen { asked, entries: listing.entries, whole, span: None });
         if longer && !whole {
             // The rest of it may be as it was, and another page be of use to somebody still.
             let lasts = |page: &Seen| page.asked.at + ATTRIBUTE_TTL > asked.at;

@@ -16,8 +16,9 @@ use super::purpose::Purpose;
 use super::revalidate::SMALL_BYTES_MAX;
 use super::{Entry, Fs, name_of};
 use crate::bucket::{BucketError, Page};
-use crate::namespace::inode::{Presence, SeenEntry};
+use crate::namespace::inode::Presence;
 use crate::namespace::listing::Listing;
+use crate::namespace::seen::SeenEntry;
 use crate::namespace::{Asked, Namespace, Remote};
 use crate::types::{Ino, Key, Kind, Name};
 

@@ -29,8 +29,8 @@ use crate::bucket::{BucketError, ObjectInfo, Page};
 use crate::checkpoint::mover::Mover;
 use crate::checkpoint::moves::Phase;
 use crate::checkpoint::record::{Suffix, TxnId};
-use crate::namespace::inode::SeenEntry;
 use crate::namespace::listing::Listing;
+use crate::namespace::seen::SeenEntry;
 use crate::types::{ETag, Key};
 
 /// Renames that are over are remembered, so that their records are read once: so many.

@@ -24,8 +24,8 @@ use super::error::Errno;
 use super::handles::{Listed, Snapshot, SnapshotEntry};
 use crate::bucket::{Page, PageReader};
 use crate::namespace::Asked;
-use crate::namespace::inode::SeenEntry;
 use crate::namespace::listing::Listing;
+use crate::namespace::seen::SeenEntry;
 use crate::types::{CONTROL_DIR, Ino, Name};
 
 /// A first page with fewer entries is most likely the only one, and told at the end.

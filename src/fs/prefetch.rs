@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use super::Fs;
 use super::revalidate::SMALL_BYTES_MAX;
 use crate::namespace::Namespace;
-use crate::namespace::inode::SeenEntry;
+use crate::namespace::seen::SeenEntry;
 use crate::read::Version;
 use crate::types::{Ino, Name};
 

@@ -6,8 +6,9 @@
 //! neither. Does not own the whole listing (`directories`).
 
 use super::Fs;
-use crate::namespace::inode::{Inode, Seen, SeenEntry, Walk};
+use crate::namespace::inode::Inode;
 use crate::namespace::listing::Listing;
+use crate::namespace::seen::{Seen, SeenEntry, Span, Walk};
 use crate::types::{Ino, Key, Kind, Name};
 
 /// Names asked for singly, for each page that a listing takes, before it is made: with fewer the
@@ -92,7 +93,7 @@ impl Fs {
 
     /// Learns the page of a directory that begins behind a name: 2 LISTs, and what new records
     /// cost. `None`: it can't be had, or a rename on its way may bring names from elsewhere.
-    async fn learn_page(&self, ino: Ino, before: Option<Name>) -> Option<()> {
+    pub(super) async fn learn_page(&self, ino: Ino, before: Option<Name>) -> Option<()> {
         let (prefix, asked) = {
             let namespace = self.namespace.lock();
             (namespace.key(ino)?, namespace.asked(self.clock.now()))
@@ -100,7 +101,7 @@ impl Fs {
         let renames = self.moves.epoch();
         let below = prefix.as_str();
         let page = async {
-            match before {
+            match &before {
                 Some(name) => {
                     let start = Key::new(format!("{below}{name}"));
                     self.bucket.list_behind(below, true, &start, PAGE_ENTRIES).await
@@ -114,16 +115,29 @@ impl Fs {
         if !self.moves.is_idle() || self.moves.epoch() != renames {
             return None;
         }
-        let last = page.next.as_ref().and_then(|_| page.last());
+        // A full one may be cut, whatever it says.
+        let cut = page.next.is_some() || page.entries() >= usize::from(PAGE_ENTRIES);
+        let last = match cut {
+            true => Some(page.last()?.as_str().strip_prefix(below)?.to_owned()),
+            false => None,
+        };
         let mut listing = Listing::default();
         listing.add(below, page);
-        if let Some(last) = last.as_ref().and_then(|last| last.as_str().strip_prefix(below)) {
+        if let Some(last) = &last {
             // `f/`, which hides `f`, stands behind all that begins with `f` and a lesser byte.
             listing.entries.retain(|name, _| !last.starts_with(name.as_str()));
         }
+        let span = Some(Span { behind: before, last });
         let mut namespace = self.namespace.lock();
-        let inode = namespace.get_mut(ino).filter(|inode| inode.changed <= asked.epoch)?;
-        inode.directory.page = Some(Seen { asked, entries: listing.entries, whole: false });
+        let inode = namespace.get_mut(ino)?;
+        if listing.exists() {
+            inode.checked = inode.checked.max(Some(asked.at)); // it is there, and need not be asked
+        }
+        listing.newest.into_iter().for_each(|newest| inode.see_newest(newest));
+        if inode.changed > asked.epoch {
+            return None;
+        }
+        inode.directory.page = Some(Seen { asked, entries: listing.entries, whole: false, span });
         Some(())
     }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::attrs::{AttrsRecord, Recorded};
-use super::{Asked, Defaults, Epoch, Remote};
+use super::seen::{Makes, Seen, SeenEntry, Walk};
+use super::{Asked, Defaults, Epoch};
 use crate::types::{ETag, Ino, Key, Kind, Name};
 
 /// Removed names remembered of a directory; past it all older answers about unknown names are void.
@@ -75,38 +76,6 @@ pub struct LoadedRecord {
     pub record: Arc<AttrsRecord>,
 }
 
-/// What one fresh LIST of a directory told of its children, for the lookups that follow it.
-#[derive(Debug)]
-pub struct Seen {
-    pub asked: Asked,
-    pub entries: HashMap<Name, SeenEntry>,
-    /// That was all there was.
-    pub whole: bool,
-}
-
-#[derive(Clone, Debug)]
-pub enum SeenEntry {
-    File(Remote),
-    Directory,
-}
-
-/// Names that are asked for one after another in their order, as a listing has them.
-#[derive(Debug, Default)]
-pub struct Walk {
-    last: Option<Name>,
-    steps: usize,
-}
-
-impl Walk {
-    /// Takes the next name; how many have come in order.
-    pub fn step(&mut self, name: &Name) -> usize {
-        let goes_on = self.last.as_ref().is_some_and(|last| name > last);
-        self.steps = if goes_on { self.steps + 1 } else { 0 };
-        self.last = Some(name.clone());
-        self.steps
-    }
-}
-
 /// The part of an inode that only directories use.
 #[derive(Debug)]
 pub struct Directory {
@@ -125,6 +94,7 @@ pub struct Directory {
     pub walk: Walk,
     /// How many files were to be made since.
     pub made: usize,
+    pub makes: Makes,
     /// The youngest child or marker the bucket showed.
     pub newest: SystemTime,
     /// `newest` when somebody set the mtime by hand; a younger child makes that void.
@@ -158,6 +128,7 @@ impl Default for Directory {
             asked_singly: 0,
             walk: Walk::default(),
             made: 0,
+            makes: Makes::default(),
             newest: SystemTime::UNIX_EPOCH,
             mtime_set: None,
             removed: HashMap::new(),

@@ -9,7 +9,7 @@ use std::collections::hash_map::Entry;
 use std::time::{Duration, SystemTime};
 
 use super::Remote;
-use super::inode::SeenEntry;
+use super::seen::SeenEntry;
 use crate::bucket::{ListedObject, Page};
 use crate::types::{BadName, CONTROL_DIR, ETag, Key, Name};
 

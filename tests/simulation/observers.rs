@@ -9,7 +9,7 @@ use std::sync::Arc;
 use trialfs::bucket::Store;
 use trialfs::fs::error::Errno;
 use trialfs::fs::handles::SnapshotEntry;
-use trialfs::namespace::inode::SeenEntry;
+use trialfs::namespace::seen::SeenEntry;
 use trialfs::types::{Ino, Key, Kind};
 
 use super::clock::Dice;
