@@ -38,7 +38,10 @@ SHOWN = {
         ("warm_s", None, "the same, warm, s"),
         ("stats_per_s", "plain", "stats of known names, per s"),
     ],
-    "visible": [("p50_s", None, "seen on another node after close, p50, s")],
+    "visible": [
+        ("p50_s", None, "seen on another node after close, p50, s"),
+        ("wrong", None, "of these seen with wrong content first, or not within a minute"),
+    ],
     "patches": [("seconds", None, "2,000 random 4 KiB writes in 64 MiB and fsync, s")],
     "appends": [("each_s", None, "append to a log of 10 MiB, opened for each, s")],
     "renames": [("seconds", None, "rename of a directory of 101 files, s")],
@@ -199,7 +202,7 @@ def table(figures: dict, options) -> str:
     lines = ["| | " + " | ".join(["raw client" if c == "raw" else c for c in columns]) + " |"]
     lines.append("|" + " --- |" * (len(columns) + 1))
     shown = [(f"{row}.{f}", base, words) for row in options.rows for f, base, words in SHOWN[row]]
-    shown += [("cost.cpu_s", None, "CPU of all this, s"), ("cost.peak_mib", None, "peak memory, MiB")]
+    shown += [("cost.cpu_s", None, "CPU of the node that writes, s"), ("cost.peak_mib", None, "its peak memory, MiB")]
     for key, base, words in shown:
         got = figures.get(key, {})
         held = got.get(base, [])
@@ -219,7 +222,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=lambda text: text.split(","), default=list(SHOWN))
     names = lambda text: text.split(",")
-    parser.add_argument("--subjects", type=names, default=["plain", "trialfs", "rclone", "juicefs", "s3fs"])
+    parser.add_argument("--subjects", type=names, default=["plain", "trialfs", "trialfs-local", "rclone", "juicefs", "s3fs"])
     parser.add_argument("--latency", type=float, default=0, help="milliseconds of round trip to the store")
     parser.add_argument("--quick", action="store_true", help="an eighth of the bytes, a fifth of the files")
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(3)))

@@ -211,6 +211,24 @@ def test_a_file_that_grew_sends_its_tail():
     here.stop()
 
 
+def test_an_append_to_a_log_costs_one_upload_of_its_tail():
+    body, tails = os.urandom(10 << 20), [b"%063d\n" % i for i in range(20)]
+    here = Mount(unique("appended"))
+    (here.path / "log").write_bytes(body)
+    sent = here.status()["fs"]["write"]["bytes_sent"]
+
+    def append():
+        for tail in tails:
+            with open(here.path / "log", "ab") as log:
+                log.write(tail)
+
+    spent = cost(here, append)
+    assert spent["complete"] == spent["part"] == len(tails) and not spent.get("put"), f"{len(tails)} appends: {spent}"
+    assert here.status()["fs"]["write"]["bytes_sent"] - sent == sum(map(len, tails))
+    assert s3().get(f"{here.prefix}/log") == body + b"".join(tails)
+    here.stop()
+
+
 def test_stats_of_many_known_names_cost_listings_and_not_a_request_each():
     names = [f"f{i:04}" for i in range(300)]
     here = Mount(fill("storm", [f"d/{name}" for name in names]))
