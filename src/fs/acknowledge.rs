@@ -50,9 +50,15 @@ impl Fs {
         self.sync(ino, file).await
     }
 
-    /// At the release of the last writer: what was written since its close, unseen.
-    pub(super) async fn close_again(&self, ino: Ino, file: &Arc<OpenFile>) -> Result<(), Errno> {
-        let staged = file.state.lock().staged.clone();
+    /// At the release of the last writer: what was written since its close. Where it may have been
+    /// mapped nothing but the bytes tells of that.
+    pub(super) async fn close_again(
+        &self,
+        ino: Ino,
+        file: &Arc<OpenFile>,
+        mapped: bool,
+    ) -> Result<(), Errno> {
+        let staged = file.state.lock().staged.clone().filter(|_| mapped);
         let kept = staged.filter(|staged| file.is_acknowledged() && staged.kept().is_some());
         if let Some(staged) = kept
             && !staged.is_as_acknowledged().await?

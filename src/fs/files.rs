@@ -54,6 +54,8 @@ struct Access {
     write: bool,
     truncate: bool,
     append: bool,
+    /// mmap(2) may share it to be written: that wants a descriptor that also reads.
+    maps: bool,
     /// The thread that asks.
     thread: u32,
 }
@@ -62,7 +64,8 @@ impl Access {
     fn of(flags: i32, thread: u32) -> Self {
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let truncate = write && flags & libc::O_TRUNC != 0;
-        Self { write, truncate, append: flags & libc::O_APPEND != 0, thread }
+        let maps = flags & libc::O_ACCMODE == libc::O_RDWR;
+        Self { write, truncate, append: flags & libc::O_APPEND != 0, maps, thread }
     }
 }
 
@@ -221,6 +224,7 @@ impl Fs {
         let mode = state.choose_mode(may_pass);
         *state.count(mode) += 1;
         state.writers += u32::from(access.write);
+        state.mapped |= access.maps;
         inode.opens += 1;
         let same = inode.paged.is_some() && inode.paged == inode.object;
         let keep_cache = mode == IoMode::Cached && same && !doubted;

@@ -116,6 +116,9 @@ pub struct OpenState {
     pub cached: u32,
     pub direct: u32,
     pub passthrough: u32,
+    /// Since the last writer was gone it was open in a way that may be mapped to be written: a
+    /// store may leave no sign but the bytes.
+    pub mapped: bool,
     /// The last close was a killed process's: what it left is not to be published.
     pub torn: bool,
     /// The staging disk was full when the file was closed after writes that only the kernel saw:

@@ -141,19 +141,22 @@ impl Fs {
         let _io = open.file.io.lock().await;
         // Somebody may have opened it since, and emptied it: what that makes of it is published at
         // its own close.
-        if open.file.state.lock().writers > 0 {
-            return;
-        }
-        let staged = open.file.state.lock().staged.clone();
+        let (mapped, staged) = {
+            let mut state = open.file.state.lock();
+            if state.writers > 0 {
+                return;
+            }
+            (std::mem::take(&mut state.mapped), state.staged.clone())
+        };
         let checked = match staged {
             // What waits for the bucket is compared with what was acknowledged.
-            Some(staged) if !open.file.is_acknowledged() => {
+            Some(staged) if mapped && !open.file.is_acknowledged() => {
                 staged.recheck().await.map_err(Errno::from)
             }
             _ => Ok(()),
         };
         let synced = match self.acknowledges_locally() {
-            true => self.close_again(open.ino, &open.file).await,
+            true => self.close_again(open.ino, &open.file, mapped).await,
             false => self.sync_locked(open.ino, &open.file).await,
         };
         if let Err(error) = checked.and(synced) {

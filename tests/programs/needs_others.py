@@ -368,6 +368,15 @@ def test_21_maps_private_and_shared():
         with mmap.mmap(f.fileno(), 8192) as m:
             m[8190:8192] = b"ok"
     same(b / "grown", b"\0" * 8190 + b"ok")
+    with open(a / "late", "w+b") as f:
+        f.write(body)
+        f.flush()
+        m = mmap.mmap(f.fileno(), 0)
+        m[5:9] = b"page"  # which is dirty from here on
+    m[5:9] = b"late"  # nothing but the bytes tells of it
+    m.close()
+    want = body[:5] + b"late" + body[9:]
+    eventually("the last store is seen", lambda: (b / "late").read_bytes() == want)
 
 
 def test_22_many_small_writes_ask_the_store_nothing():
