@@ -173,12 +173,7 @@ async fn what_was_listed_a_second_ago_is_asked_again_and_many_files_by_one_listi
 #[tokio::test(start_paused = true)]
 async fn files_made_in_a_long_directory_do_not_cost_a_listing_each() {
     let store = Shared::new();
-    for i in 0..1500 {
-        let (key, body) = (Key::new(format!("d/old{i:04}")), Bytes::from_static(b"x"));
-        store.objects.put(&key, body, &Condition::Always, &Metadata::new()).await.unwrap();
-    }
-    let a = Mount::with(&store, |_| {});
-    let d = a.find(Ino::ROOT, "d", Purpose::Unknown).await.unwrap();
+    let (a, d) = crowded(&store, 1500).await;
     let handle = a.fs.opendir(d).await.unwrap();
     for offset in [0, 1000, 1499] {
         a.fs.read_directory(handle, offset + 2).await.unwrap();

@@ -80,7 +80,6 @@ enum Told {
 }
 
 /// What is listed to tell of names at which files are made.
-#[derive(Clone)]
 enum Relist {
     /// So many pages from the first.
     Whole(usize),
@@ -130,17 +129,17 @@ impl Fs {
         let directory = &mut inode.directory;
         directory.made += 1;
         directory.makes.note(name);
-        let pays = self.listing_that_pays(directory, name);
-        let age = |seen: &Seen| now.saturating_duration_since(seen.asked.at);
+        let directory = &inode.directory;
+        let pays = || self.listing_that_pays(directory, name);
         let young = [&directory.seen, &directory.page].into_iter().flatten();
-        let young: Vec<&Seen> = young.filter(|seen| records && age(seen) < ttl).collect();
-        let told = young.iter().filter_map(|seen| Some((seen.tells(name)?, age(seen))));
+        let young: Vec<&Seen> = young.filter(|seen| records && seen.age(now) < ttl).collect();
+        let told = young.iter().filter_map(|seen| Some((seen.tells(name)?, seen.age(now))));
         match told.min_by_key(|(_, age)| *age) {
             Some((true, _)) => Told::Nothing,
-            Some((false, age)) => Told::Free { renew: pays.filter(|_| age > ttl / 2) },
-            None => match pays {
+            Some((false, age)) => Told::Free { renew: (age > ttl / 2).then(pays).flatten() },
+            None => match pays() {
                 // Before its time is half up a listing that was cut is not had longer.
-                Some(Relist::Whole(_)) if young.iter().any(|seen| age(seen) <= ttl / 2) => {
+                Some(Relist::Whole(_)) if young.iter().any(|seen| seen.age(now) <= ttl / 2) => {
                     Told::Nothing
                 }
                 Some(what) => Told::Old(what),
@@ -156,11 +155,13 @@ impl Fs {
         let pages = pages_of(listed.max(directory.children.len()));
         let now = self.clock.now();
         let in_time = directory.makes.next.is_none_or(|next| next <= now);
-        if pages > 1 && in_time && directory.made > ASKS_PER_PAGE && self.bucket.lists_behind() {
-            let behind = directory.makes.behind(name);
-            if behind.is_some() {
-                return behind.map(Relist::Page);
-            }
+        if pages > 1
+            && in_time
+            && directory.made > ASKS_PER_PAGE
+            && self.bucket.lists_behind()
+            && let Some(behind) = directory.makes.behind(name)
+        {
+            return Some(Relist::Page(behind));
         }
         // One that was cut tells little: there may be a page more.
         let cut = directory.seen.as_ref().is_some_and(|seen| !seen.whole);
@@ -173,7 +174,7 @@ impl Fs {
         // Several were told to before the first of them had.
         let due = self.namespace.lock().get(parent).is_some_and(|inode| {
             let now = self.clock.now();
-            let old = |seen: &Seen| now.saturating_duration_since(seen.asked.at) > self.ttl() / 2;
+            let old = |seen: &Seen| seen.age(now) > self.ttl() / 2;
             match what {
                 Relist::Whole(_) => inode.directory.seen.as_ref().is_none_or(old),
                 Relist::Page(_) => inode.directory.page.as_ref().is_none_or(old),

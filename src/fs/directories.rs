@@ -420,8 +420,7 @@ impl Fs {
             let namespace = self.namespace.lock();
             let key = namespace.key(ino).ok_or(Errno::ESTALE)?;
             let children = &namespace.get(ino).ok_or(Errno::ESTALE)?.directory.children;
-            let is_local = |child: &Ino| namespace.get(*child).is_some_and(|inode| inode.staged);
-            if children.values().any(is_local) {
+            if children.values().any(|child| namespace.is_local(*child, &[])) {
                 return Err(Errno::ENOTEMPTY);
             }
             key

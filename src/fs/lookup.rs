@@ -167,11 +167,7 @@ impl Fs {
         if ino == Ino::ROOT || self.namespace.lock().is_fresh(ino, self.clock.now(), self.ttl()) {
             return Ok(());
         }
-        let (parent, name) = {
-            let namespace = self.namespace.lock();
-            let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
-            (inode.parent, inode.name.clone().ok_or(Errno::ESTALE)?)
-        };
+        let (parent, name) = self.namespace.lock().name_of(ino).ok_or(Errno::ESTALE)?;
         let found = self.ask(parent, &name).await?;
         if found == Some(ino) || self.namespace.lock().get(ino).is_some_and(|i| i.opens > 0) {
             return Ok(());

@@ -4,7 +4,7 @@
 //! Pure. Owns which names a page tells of. Does not own how long that lasts (`fs`).
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Asked, Remote};
 use crate::types::Name;
@@ -24,6 +24,10 @@ pub struct Seen {
 }
 
 impl Seen {
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.asked.at)
+    }
+
     /// Whether something stands at a name; `None`: it does not tell.
     pub fn tells(&self, name: &Name) -> Option<bool> {
         let told = self.whole || self.span.as_ref().is_some_and(|span| span.covers(name));
@@ -79,7 +83,7 @@ impl Makes {
         let mut before: Vec<&Name> = self.recent.iter().filter(|other| *other < name).collect();
         before.sort_unstable();
         let back = before.len().saturating_sub(MAKES_KEPT / 2);
-        before.get(back).copied().cloned()
+        before.get(back).map(|name| Name::clone(name))
     }
 }
 
