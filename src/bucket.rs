@@ -19,8 +19,10 @@ mod copy;
 mod count;
 mod date;
 mod error;
+mod guess;
 mod http;
 mod lent;
+mod listing;
 mod pages;
 mod probe;
 mod progress;
@@ -38,37 +40,29 @@ pub mod xml;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures::future::BoxFuture;
-use futures::stream::FuturesOrdered;
-use futures::{StreamExt, TryFutureExt};
+use futures::StreamExt;
 use parking_lot::RwLock;
 
 use crate::clock::Clock;
 use crate::config::{Location, StoreOptions};
 use crate::types::{ETag, Key};
 
-use boundaries::{Boundaries, Segment};
+use boundaries::Boundaries;
 use call::Caller;
 use retry::Policy;
 
 pub use count::{Operation, RequestCounts};
 pub use error::BucketError;
 pub use http::CHECKED_BYTES_MAX;
+pub use listing::PageReader;
 pub use probe::{ReadOnly, probe};
 pub use settle::NONCE;
 pub use store::{
     Body, Capabilities, Condition, ListedObject, Metadata, ObjectInfo, Page, Store, Written,
 };
-
-/// The most entries asked for in one LIST; S3 gives no more.
-const PAGE_ENTRIES_MAX: u16 = 1000;
-/// Pages of one listing that are asked for at once.
-const PAGES_AT_ONCE_MAX: usize = 8;
-/// The most pages of one LIST: ten million entries. A store that goes round in circles ends here.
-const PAGES_MAX: u32 = 10_000;
 
 /// Opens the driver for `location`, without asking the store anything but, where an S3 region is
 /// not told, that.
@@ -84,35 +78,6 @@ pub async fn open(
         Location::Memory => Ok(memory::MemoryStore::new(clock)),
         Location::Gcs { bucket, .. } => gcs::open(bucket, options, clock),
         Location::Azure { container, .. } => azure::open(container, options, clock),
-    }
-}
-
-/// Where a page of a listing begins.
-#[derive(PartialEq, Eq)]
-enum From {
-    Start,
-    Page(String),
-    Behind(Key),
-    /// Behind the last entry of a full page that claims that nothing follows.
-    Doubtful(Key),
-}
-
-/// Whoever wants the pages of a listing before all have come; `()` does not.
-pub trait PageReader: Send + Sync {
-    /// A page, as soon as those before it have come, and a moment before which it was not asked
-    /// for. What it is told may come again in another page.
-    fn page(&self, page: &Page, asked: Instant);
-
-    /// Returns once another page may be asked for: a reader who falls behind would be told what
-    /// is old by then.
-    fn room(&self) -> BoxFuture<'_, ()>;
-}
-
-impl PageReader for () {
-    fn page(&self, _page: &Page, _asked: Instant) {}
-
-    fn room(&self) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::ready(()))
     }
 }
 
@@ -245,113 +210,6 @@ impl Bucket {
     ) -> Result<Page, BucketError> {
         let ask = || self.caller.store.list(prefix, delimiter, page, max);
         self.caller.call(Operation::List, 0, ask).await.result
-    }
-
-    /// All pages of a LIST as one; a request for each 1000 entries. One level that had many pages
-    /// at its last listing is asked for in segments, side by side: then one request more for
-    /// each segment in which more was made since than a page holds.
-    pub async fn list_all(&self, prefix: &str, delimiter: bool) -> Result<Page, BucketError> {
-        match delimiter {
-            true => self.list_level(prefix, &()).await,
-            false => self.list_segment(prefix, delimiter, Segment::default(), &()).await,
-        }
-    }
-
-    /// The same of one level, for a reader of its pages.
-    pub async fn list_level(
-        &self,
-        prefix: &str,
-        reader: &dyn PageReader,
-    ) -> Result<Page, BucketError> {
-        let segments = self.boundaries.segments(prefix);
-        let all = match self.list_segments(prefix, segments, reader).await {
-            Err(BucketError::Unsupported(_)) => {
-                self.list_segment(prefix, true, Segment::default(), reader).await?
-            }
-            all => all?,
-        };
-        self.boundaries.learn(prefix, &all, PAGE_ENTRIES_MAX.into());
-        Ok(all)
-    }
-
-    /// One level, its segments side by side.
-    async fn list_segments(
-        &self,
-        prefix: &str,
-        segments: Vec<Segment>,
-        reader: &dyn PageReader,
-    ) -> Result<Page, BucketError> {
-        if segments.len() == 1 {
-            return self.list_segment(prefix, true, Segment::default(), reader).await;
-        }
-        let mut segments = segments.into_iter().peekable();
-        let mut under_way = FuturesOrdered::new();
-        let mut all = Page::default();
-        loop {
-            let wanted = segments.peek().is_some() && under_way.len() < PAGES_AT_ONCE_MAX;
-            tokio::select! {
-                biased;
-                () = reader.room(), if wanted => {
-                    let asked = self.caller.clock.now();
-                    let segment = segments.next().unwrap_or_default();
-                    let page = self.list_segment(prefix, true, segment, &());
-                    under_way.push_back(page.map_ok(move |page| (page, asked)));
-                }
-                // Heard also while the reader makes the next ones wait.
-                Some(page) = under_way.next() => {
-                    let (page, asked) = page?;
-                    reader.page(&page, asked);
-                    all.extend(page);
-                }
-                else => return Ok(all),
-            }
-        }
-    }
-
-    /// Page after page. A full page that claims to be the last is not believed where one can be
-    /// asked for behind it: SeaweedFS says so of one that ends with a directory's marker.
-    async fn list_segment(
-        &self,
-        prefix: &str,
-        delimiter: bool,
-        segment: Segment,
-        reader: &dyn PageReader,
-    ) -> Result<Page, BucketError> {
-        let max = PAGE_ENTRIES_MAX;
-        let mut all = Page::default();
-        let mut from = segment.start.clone().map_or(From::Start, From::Behind);
-        for _ in 0..PAGES_MAX {
-            reader.room().await;
-            let asked = self.caller.clock.now();
-            let page = match &from {
-                From::Start => self.list(prefix, delimiter, None, max).await?,
-                From::Page(token) => self.list(prefix, delimiter, Some(token), max).await?,
-                From::Behind(key) => self.list_behind(prefix, delimiter, key, max).await?,
-                From::Doubtful(key) => match self.list_behind(prefix, delimiter, key, max).await {
-                    Err(BucketError::Unsupported(_)) => Page::default(),
-                    page => page?,
-                },
-            };
-            reader.page(&page, asked);
-            let ends = segment.ends_in(&page);
-            let next = match page.next.clone() {
-                Some(token) => Some(From::Page(token)),
-                None if page.entries() < usize::from(max) => None,
-                None => page.last().map(From::Doubtful).filter(|next| *next != from),
-            };
-            match from {
-                From::Doubtful(_) => all.extend_with_new(page),
-                _ => all.extend(page),
-            }
-            match next.filter(|_| !ends) {
-                Some(next) => from = next,
-                None => {
-                    segment.cut(&mut all);
-                    return Ok(all);
-                }
-            }
-        }
-        Err(BucketError::Invalid(format!("a listing of more than {PAGES_MAX} pages")))
     }
 
     /// Whether [`Bucket::list_behind`] may work, for all that is known.

@@ -155,7 +155,7 @@ async fn names_of_a_listing_that_takes_many_seconds_are_not_asked_for_again() {
 #[tokio::test(start_paused = true)]
 async fn who_stops_reading_a_directory_finds_young_names_when_going_on() {
     let node = Node::with_names().await;
-    for pages_under_way in [1, 8] {
+    for pages_under_way in [4, 8] {
         let before = node.requests();
         let handle = node.fs.opendir(node.directory).await.unwrap();
         let names: Vec<String> =
