@@ -268,6 +268,11 @@ impl Writer {
         self.shared.dirty.is_full()
     }
 
+    /// Whether writers may soon wait for files to go up. No request.
+    pub fn is_pressed(&self) -> bool {
+        self.shared.dirty.is_half_full() || self.shared.places.is_full()
+    }
+
     /// How long uploads that nobody waits for give way to writers before they look again; `None`:
     /// they may go. No request.
     pub fn gives_way(&self) -> Option<Duration> {

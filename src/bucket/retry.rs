@@ -15,6 +15,10 @@ const WAIT_MAX_MS: u64 = 5_000;
 /// One attempt gets this part of the whole bound, so that a stalled socket leaves time for others.
 const ATTEMPTS_IN_BOUND: u32 = 4;
 
+/// With less left than this part of the bound no last attempt is made: it would tell of nothing but
+/// that it was too short.
+const LAST_IN_BOUND: u32 = 10;
+
 /// What a server is given for copying or putting together what it has, beside `io_timeout`.
 const SERVER_WORK_MAX: Duration = Duration::from_secs(128);
 /// Each attempt of such gets so many times what the one before had: with the default of
@@ -89,12 +93,15 @@ impl Policy {
             return None;
         }
         let mut wait = backoff(failed, random);
+        // Later than we may wait is as good as late: the last part is for one more attempt.
+        let last = left - left / ATTEMPTS_IN_BOUND;
         if let BucketError::Busy { after, .. } = error {
-            // Later than we may wait is as good as late: the last part is for one more attempt.
-            let last = left - left / ATTEMPTS_IN_BOUND;
             wait = wait.max(after.saturating_add(wait.min(*after / 8))).min(last.max(wait));
         }
-        (wait < left).then_some(wait)
+        match wait < left {
+            true => Some(wait),
+            false => (left >= self.io_timeout / LAST_IN_BOUND).then_some(last),
+        }
     }
 }
 
@@ -165,6 +172,21 @@ mod tests {
     fn nothing_waits_past_the_bound() {
         let error = BucketError::TimedOut(String::new());
         assert_eq!(POLICY.wait(&error, 5, Duration::from_millis(10), 0), None);
+    }
+
+    /// A store that was away for half of the bound was given up, as the next wait was longer than
+    /// what was left.
+    #[test]
+    fn the_bound_is_used_up_to_its_last_tenth() {
+        let (error, bound) = (BucketError::Unreachable(String::new()), Duration::from_secs(3));
+        for random in 0..100 {
+            let (mut left, mut failed) = (bound, 1);
+            let policy = Policy { io_timeout: bound };
+            while let Some(wait) = policy.wait(&error, failed, left, random * 37) {
+                (left, failed) = (left - wait, failed + 1);
+            }
+            assert!(left < bound / 10 && failed < 20, "{left:?} left, {failed} attempts");
+        }
     }
 
     #[test]

@@ -287,7 +287,7 @@ impl Fs {
     }
 
     /// A new staged file; of one that is emptied the content before is remembered, if it is known.
-    fn stage_anew(
+    pub(super) fn stage_anew(
         &self,
         ino: Ino,
         key: Key,
@@ -296,7 +296,10 @@ impl Fs {
         let emptied = if base.is_none() { self.base_of(ino, true)? } else { None };
         let content = emptied.as_ref().and_then(|emptied| self.known.lock().content(emptied));
         Ok(match (emptied, content) {
-            (Some(emptied), Some(content)) => self.writer.stage_over(key, emptied, &content)?,
+            (Some(emptied), Some(content)) => {
+                let base = Base { size: content.size(), ..emptied };
+                self.writer.stage_over(key, base, &content)?
+            }
             _ => self.writer.stage(key, base)?,
         })
     }

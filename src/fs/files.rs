@@ -114,7 +114,11 @@ impl Fs {
         if access.write {
             let _io = self.io_to_write(ino, file, access.truncate).await?;
             self.settle_inode(ino).await?;
-            file.state.lock().opened = self.waiting.now();
+            let opened = self.waiting.now();
+            {
+                let mut state = file.state.lock();
+                (state.opened, state.is_added_to) = (opened, !access.truncate);
+            }
             let staged = self.staged_for_writing(ino, file, content).await?;
             if access.truncate {
                 self.truncate_staged(ino, &staged).await?;
@@ -310,11 +314,11 @@ impl Fs {
             namespace.touch_directory(parent, self.wall());
             ino
         };
-        let file = self.handles.shared(ino);
+        let (file, closed) = (self.handles.shared(ino), self.waiting.now());
         {
             let mut state = file.state.lock();
             state.staged = Some(staged);
-            state.opened = self.waiting.now();
+            state.opened = closed;
             state.written_in = within;
             state.unasked = unasked.then_some(made);
         }

@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -135,6 +136,10 @@ pub struct OpenState {
     pub opened: CloseId,
     /// What was acknowledged of `staged` and waits for the bucket.
     pub acknowledged: Option<Acknowledged>,
+    /// When a version that was acknowledged arrived in the bucket last.
+    pub went_up: Option<Instant>,
+    /// It was opened to be written with the content that it had.
+    pub is_added_to: bool,
     /// Acknowledged versions that are being written over, the oldest first.
     pub aside: Vec<(CloseId, Arc<Staged>)>,
     /// Uploads that run in the background.

@@ -92,6 +92,9 @@ impl Fs {
             queue.closed(intent.id, intent.key.clone(), intent.opened, role);
             all.insert(intent.id, intent);
         }
+        // The later of two closes that share a file has all that the file holds.
+        let last: HashMap<&str, CloseId> =
+            all.values().map(|intent| (intent.file.as_str(), intent.id)).collect();
         let mut bases: HashMap<CloseId, Base> = HashMap::new();
         let mut attributes = Vec::new();
         let mut running = FuturesUnordered::new();
@@ -104,7 +107,14 @@ impl Fs {
                     Next::Upload(id) => {
                         let intent = &all[&id];
                         let base = base_of(intent, &bases);
-                        running.push(async move { (intent, self.recover_one(intent, base).await) });
+                        let is_last = last[intent.file.as_str()] == id;
+                        running.push(async move {
+                            let outcome = match is_last {
+                                true => self.recover_one(intent, base).await,
+                                false => self.recover_past(intent, base).await,
+                            };
+                            (intent, outcome)
+                        });
                     }
                 }
             }
@@ -169,6 +179,15 @@ impl Fs {
         let record = AttrsRecord::new(&self.config.mount_id, self.clock.random(), all);
         let body = record.to_json().into();
         self.bucket.put(&key, body, &Condition::Always, &Metadata::new()).await.map(drop)
+    }
+
+    /// A close whose file holds what was closed later: only that goes up.
+    async fn recover_past(&self, intent: &Intent, base: Base) -> Outcome {
+        let result = self.recover_base(intent, base).await;
+        result.unwrap_or_else(|error| {
+            tracing::error!(key = %intent.key, %error, "not recovered; it stays in the journal");
+            Outcome::Left
+        })
     }
 
     async fn recover_one(&self, intent: &Intent, base: Base) -> Outcome {

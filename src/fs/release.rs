@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Fs;
+use super::acknowledge::Close;
 use super::attributes::Content;
 use super::error::Errno;
 use super::handles::{FileHandle, Handle, IoMode, OpenFile};
@@ -128,7 +129,9 @@ impl Fs {
     /// Where places are short no file rests.
     fn rest_less(&self) {
         while self.writer.is_out_of_places() {
-            let Some(oldest) = self.resting.lock().pop_front() else { return };
+            let Some(oldest) = self.resting.lock().pop_front() else {
+                return self.start_uploads(); // also of what waits to be added to
+            };
             self.wake(oldest);
         }
     }
@@ -137,14 +140,20 @@ impl Fs {
         if open.file.state.lock().torn {
             return self.tear(open.ino, &open.file).await;
         }
-        let _tree = self.tree.read().await;
-        let _io = open.file.io.lock().await;
+        if let Err(error) = self.close_at_last(open).await {
+            tracing::error!(ino = open.ino.0, %error, "not uploaded at its release");
+        }
+    }
+
+    async fn close_at_last(&self, open: &FileHandle) -> Result<(), Errno> {
+        let tree = self.tree.read().await;
+        let io = open.file.io.lock().await;
         // Somebody may have opened it since, and emptied it: what that makes of it is published at
         // its own close.
         let (mapped, staged) = {
             let mut state = open.file.state.lock();
             if state.writers > 0 {
-                return;
+                return Ok(());
             }
             (std::mem::take(&mut state.mapped), state.staged.clone())
         };
@@ -155,12 +164,29 @@ impl Fs {
             }
             _ => Ok(()),
         };
-        let synced = match self.acknowledges_locally() {
-            true => self.close_again(open.ino, &open.file, mapped).await,
-            false => self.sync_locked(open.ino, &open.file).await,
+        if !self.acknowledges_locally() {
+            return checked.and(self.sync_locked(open.ino, &open.file).await);
+        }
+        let closed = self.close_again(open.ino, &open.file, mapped).await?;
+        self.supersede_earlier(open.ino, &open.file).await;
+        checked?;
+        if closed != Close::Upload {
+            return Ok(());
+        }
+        if self.writing_place(open.ino).is_some() {
+            return self.sync_locked(open.ino, &open.file).await; // which shows nothing
+        }
+        drop((tree, io)); // its earlier versions go up before it
+        self.wait_turn(&open.file).await;
+        let _tree = self.tree.read().await;
+        let _io = open.file.quiet().await;
+        let is_anothers = {
+            let state = open.file.state.lock();
+            state.writers > 0 || state.holds_acknowledged()
         };
-        if let Err(error) = checked.and(synced) {
-            tracing::error!(ino = open.ino.0, %error, "not uploaded at its release");
+        match is_anothers {
+            true => Ok(()),
+            false => self.sync_locked(open.ino, &open.file).await,
         }
     }
 

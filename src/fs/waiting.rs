@@ -2,8 +2,9 @@
 //! (`--durability local`).
 //!
 //! Owns their uploads: which run, and what follows of each. Does not own who waits for them
-//! (`waiters`), the order (`write::Queue`, pure), the acknowledging (`acknowledge`), nor what a
-//! dead daemon left (`recovery`).
+//! (`waiters`), which version stands for an earlier one (`superseding`), the order
+//! (`write::Queue`, pure), the acknowledging (`acknowledge`), nor what a dead daemon left
+//! (`recovery`).
 //!
 //! What must hold:
 //! 1. An entry of the journal goes once its bytes are in the bucket, a later close of the file
@@ -15,9 +16,11 @@
 //!    [`OpenFile::quiet`], and so waits for the upload that runs.
 //! 4. A failure sticks to its file, holds nobody else up, and is tried again while the store was
 //!    only away, and at unmount: then only over what the file replaced.
-//! 5. Uploads begin in a lull of local writing (`write`), or as soon as anybody waits for one.
+//! 5. Uploads begin in a lull of local writing (`write`), or as soon as anybody waits for one. A
+//!    file that is added to again and again rests in between.
 
 mod jobs;
+mod superseding;
 mod waiters;
 
 use std::sync::Arc;
@@ -32,7 +35,7 @@ use super::handles::OpenFile;
 use crate::bucket::Condition;
 use crate::checkpoint::rules::pointers::CommitRecord;
 use crate::types::{ETag, Ino, Key};
-use crate::write::{Before, CloseId, Next, Queue, Role, Staged, Uploaded, Why};
+use crate::write::{Base, Before, CloseId, Next, Queue, Role, Staged, Uploaded, Why};
 use jobs::Jobs;
 
 /// Uploads of closed files at a time; parts have a bound of their own.
@@ -126,6 +129,25 @@ impl Waiting {
     }
 }
 
+impl State {
+    /// Takes a close out.
+    fn take(&mut self, id: CloseId) {
+        self.queue.done(id);
+        if let Some(job) = self.jobs.remove(id) {
+            job.staged.kept_no_more(id);
+        }
+    }
+
+    /// Takes out all closes of a file up to one, but for what waits for its checkpoint directory.
+    fn take_past(&mut self, file: &OpenFile, last: CloseId) -> Vec<CloseId> {
+        let past = self.jobs.of(file).filter(|(id, _)| *id <= last);
+        let past = past.filter(|(_, job)| job.state != JobState::Prepared);
+        let past: Vec<CloseId> = past.map(|(id, _)| id).collect();
+        past.iter().for_each(|id| self.take(*id));
+        past
+    }
+}
+
 impl Job {
     pub fn new(ino: Ino, file: Arc<OpenFile>, staged: Arc<Staged>, before: Before) -> Self {
         Self { ino, file, staged, before, state: JobState::Queued }
@@ -154,6 +176,7 @@ impl Fs {
         job: Job,
         superseded: &[(CloseId, Superseded)],
     ) {
+        let rest = self.rest_of(&job.file);
         let mut state = self.waiting.state.lock();
         for (old, how) in superseded {
             state.queue.done(*old);
@@ -164,8 +187,10 @@ impl Fs {
             }
         }
         state.queue.closed(id, key, opened, role);
+        let rest = rest.filter(|_| state.queue.rest(id));
         state.jobs.insert(id, job);
         drop(state);
+        rest.into_iter().for_each(|wait| self.wake_later(id, wait));
         self.waiting.tell();
         self.start_uploads();
     }
@@ -177,6 +202,9 @@ impl Fs {
                 let mut state = self.waiting.state.lock();
                 if state.running >= UPLOADS_MAX || self.gives_way(&mut state) {
                     return;
+                }
+                if state.awaited > 0 || self.writer.is_pressed() {
+                    state.queue.wake_all();
                 }
                 let Some(next) = state.queue.next_ready() else { return };
                 let (Next::Upload(id) | Next::Refuse(id)) = next;
@@ -277,7 +305,7 @@ impl Fs {
                     job.file.state.lock().failed = None;
                     self.uploaded(job.ino, &job.staged, uploaded);
                 } else {
-                    self.earlier_version_uploaded(job.ino, etag.clone());
+                    self.earlier_version_uploaded(job, uploaded);
                 }
                 Ok(Outcome::InBucket(etag))
             }
@@ -290,15 +318,22 @@ impl Fs {
     }
 
     /// The bucket has a version that is being written over here.
-    fn earlier_version_uploaded(&self, ino: Ino, etag: ETag) {
+    fn earlier_version_uploaded(&self, job: &Job, uploaded: Uploaded) {
         let mut namespace = self.namespace.lock();
-        let key = namespace.key(ino);
-        if let Some(inode) = namespace.get_mut(ino).filter(|inode| inode.linked) {
-            inode.object = Some(etag);
+        let key = namespace.key(job.ino);
+        if let Some(inode) = namespace.get_mut(job.ino).filter(|inode| inode.linked) {
+            inode.object = Some(uploaded.etag.clone());
         }
-        namespace.touch(ino, self.clock.now());
+        namespace.touch(job.ino, self.clock.now());
         drop(namespace);
-        key.iter().for_each(|key| self.reader.forget(key));
+        let Some(key) = key else { return };
+        self.reader.forget(&key);
+        let Some(content) = job.staged.content() else { return };
+        if let Some(now) = job.file.state.lock().staged.clone() {
+            let Uploaded { etag, size, .. } = uploaded.clone();
+            now.follow(Base { key: key.clone(), etag, size }, &content);
+        }
+        self.known.lock().learn(key, uploaded.etag, content);
     }
 
     /// What follows of an upload.
@@ -333,37 +368,54 @@ impl Fs {
         self.handles.tidy(job.ino);
     }
 
-    /// The entry goes, and with it those of earlier closes that it stands for. The caller holds the
-    /// inode's `io`.
+    /// The entry goes, and with it those of all earlier closes of the file: none of them may come
+    /// again. The caller holds the inode's `io`, and no upload of the file runs without it.
     fn closed_is_in_bucket(&self, id: CloseId, file: &OpenFile, etag: ETag) {
-        let Some(journal) = self.writer.journal_if_any() else { return };
-        let older: Vec<CloseId> = {
+        let past = {
             let mut state = self.waiting.state.lock();
-            let older = state.jobs.of(file).filter(|(old, job)| *old < id && job.is_superseded());
-            let older: Vec<CloseId> = older.map(|(old, _)| old).collect();
-            for id in older.iter().chain([&id]) {
-                state.queue.done(*id);
-                if let Some(job) = state.jobs.remove(*id) {
-                    job.staged.kept_no_more(*id);
-                }
-            }
-            older
+            state.take(id);
+            state.jobs.went_up(file, id, &etag);
+            state.take_past(file, id)
         };
-        journal.published(id, etag);
-        journal.remove_soon(older);
+        if let Some(journal) = self.writer.journal_if_any() {
+            journal.published(id, etag);
+        }
+        {
+            let mut state = file.state.lock();
+            state.went_up = Some(self.clock.now());
+            state.acknowledged.take_if(|now| now.id == id);
+            state.aside.retain(|(aside, _)| *aside != id);
+        }
+        self.let_past_go(file, past);
+    }
+
+    /// The same, of a content that was not closed.
+    fn later_is_in_bucket(&self, file: &OpenFile) {
+        let past = self.waiting.state.lock().take_past(file, CloseId(u64::MAX));
+        self.let_past_go(file, past);
+    }
+
+    fn let_past_go(&self, file: &OpenFile, past: Vec<CloseId>) {
         let mut state = file.state.lock();
-        state.acknowledged.take_if(|now| now.id == id);
-        state.aside.retain(|(aside, _)| *aside != id);
+        let aside: Vec<_> = state.aside.extract_if(.., |(id, _)| past.contains(id)).collect();
         drop(state);
+        aside.iter().for_each(|(_, staged)| staged.discard());
+        if let Some(journal) = self.writer.journal_if_any() {
+            journal.remove_soon(past);
+        }
         self.waiting.tell();
     }
 
-    /// What was acknowledged of a file has gone up, whoever asked for it. The caller holds `io`.
+    /// What is there of a file now has gone up, whoever asked for it. The caller holds `io`.
     pub(super) fn closed_went_up(&self, file: &OpenFile, staged: &Staged) {
-        let Some(now) = file.state.lock().acknowledged else { return };
-        match staged.last_uploaded() {
-            Some(made) if !staged.is_dirty() => self.closed_is_in_bucket(now.id, file, made.etag),
-            _ if staged.is_prepared() => self.closed_is_prepared(now.id, file),
+        let (now, is_alone) = {
+            let state = file.state.lock();
+            (state.acknowledged, state.aside.is_empty())
+        };
+        match (staged.last_uploaded().filter(|_| !staged.is_dirty()), now) {
+            (Some(made), Some(now)) => self.closed_is_in_bucket(now.id, file, made.etag),
+            (Some(_), None) if !is_alone => self.later_is_in_bucket(file),
+            (None, Some(now)) if staged.is_prepared() => self.closed_is_prepared(now.id, file),
             _ => {}
         }
     }

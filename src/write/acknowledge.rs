@@ -129,6 +129,13 @@ impl Staged {
         self.state.lock().kept.take_if(|(kept, _)| *kept == id);
     }
 
+    /// Another entry of the journal stands for it from now on, with the same content.
+    pub fn kept_as(&self, id: CloseId, now: CloseId) {
+        if let Some((kept, _)) = self.state.lock().kept.as_mut().filter(|(kept, _)| *kept == id) {
+            *kept = now;
+        }
+    }
+
     /// Whether the bytes are those that were acknowledged last, whatever the file's times say: a
     /// store to a shared mapping may leave no other sign. Reads a file that the kernel writes.
     pub async fn is_as_acknowledged(&self) -> Result<bool, WriteError> {
@@ -154,7 +161,9 @@ impl Staged {
         let copied = tokio::task::spawn_blocking(copy).await;
         let died = |_| WriteError::disk(libc::EIO, "a copy of a staged file died");
         let size = copied.map_err(died)??;
-        self.changed(&mut self.state.lock(), 0..size);
+        let mut state = self.state.lock();
+        state.ahead.stopped = true; // most of it is in the bucket: the close tells what is not
+        self.changed(&mut state, 0..size);
         Ok(())
     }
 

@@ -10,8 +10,8 @@
 //! 1. When [`Journal::put`] has returned well, the intent survives kill -9 and power loss, and so
 //!    does the name of the staged file it speaks of. The file's data is synced by the caller
 //!    before.
-//! 2. An entry goes only once its bytes are in the bucket, or a later one for the same file stands,
-//!    or the file was removed by its user.
+//! 2. An entry goes only once its bytes are in the bucket, or a later one for the same file stands
+//!    (which may take its number), or the file was removed by its user.
 //! 3. What one commit says holds as a whole or not at all.
 //! 4. After a failed commit nothing more is acknowledged here: every later call fails.
 //! 5. A journal that can't be read whole is left as it is, and nobody goes on without it.
@@ -71,6 +71,10 @@ enum What {
         intent: Box<Intent>,
         name: FileName,
         replaces: Vec<CloseId>,
+    },
+    TakePlace {
+        earlier: CloseId,
+        later: CloseId,
     },
     Published {
         id: CloseId,
@@ -185,6 +189,12 @@ impl Journal {
         noted: impl FnOnce() + Send + 'static,
     ) -> io::Result<()> {
         self.call(What::Put { intent: Box::new(intent), name, replaces }, noted).await
+    }
+
+    /// The entry of a later close stands from now on where that of an earlier one of the same file
+    /// stood, under its number, and replaces what that was to replace. Durable when this returns.
+    pub async fn take_place(&self, earlier: CloseId, later: CloseId) -> io::Result<()> {
+        self.call(What::TakePlace { earlier, later }, || ()).await
     }
 
     /// The file is in the bucket as `etag`: the entry goes, and one that was to replace it now
@@ -383,6 +393,36 @@ mod tests {
         put(&journal, intent(3, "k", b"3"), &[2]).await;
         drop(journal);
         assert_eq!(ids(&open(&dir).1), [3]);
+    }
+
+    /// Whatever the later one was told to replace: what the earlier one was to replace may be in
+    /// the bucket by then.
+    #[tokio::test]
+    async fn a_later_version_takes_the_place_of_one_that_never_went_up() {
+        let (_root, dir) = place();
+        let journal = Journal::create(&dir, 7).unwrap();
+        let after = |id: u64, bytes: &[u8]| Intent {
+            before: Before::Closed(CloseId(id - 1)),
+            ..intent(id, "k", bytes)
+        };
+        put(&journal, intent(1, "k", b"one"), &[]).await;
+        put(&journal, after(2, b"two"), &[]).await;
+        put(&journal, after(3, b"three"), &[]).await;
+        journal.published(CloseId(1), ETag("e1".to_owned()));
+        journal.take_place(CloseId(2), CloseId(3)).await.unwrap();
+        let (_copy, killed) = killed(&dir);
+        let (after_kill, found) = open(&killed);
+        assert_eq!(ids(&found), [2]);
+        assert_eq!(found[0].before, Before::Version(ETag("e1".to_owned())));
+        assert_eq!(
+            (&found[0].file[..], found[0].bytes.as_deref()),
+            ("3.staged", Some(&b"three"[..]))
+        );
+        // Whoever was to replace it replaces what it makes.
+        put(&after_kill, after(3, b"four"), &[]).await;
+        after_kill.published(CloseId(2), ETag("e2".to_owned()));
+        drop(after_kill);
+        assert_eq!(open(&killed).1[0].before, Before::Version(ETag("e2".to_owned())));
     }
 
     #[tokio::test]

@@ -12,8 +12,13 @@
 //! 4. What goes up hidden, for a checkpoint directory to show, neither waits nor is waited for.
 //! 5. What can't be uploaded holds nobody up, for its user has been told; but a commit record does
 //!    not pass a failed file below its own directory, as it may point there: it fails as well.
+//! 6. A later version of a file goes up in the place of an earlier one only where nothing was
+//!    closed between them: whoever waits for the earlier one waits for it, and it for nobody who
+//!    does. So every file waits for earlier places alone, and no two for each other.
+//! 7. What rests goes up as soon as another file waits for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use super::intent::CloseId;
 use crate::types::Key;
@@ -39,6 +44,8 @@ pub enum Next {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Waiting,
+    /// Not yet, lest every line that is added to a log goes up by itself.
+    Resting,
     Running,
     Failed,
 }
@@ -62,13 +69,15 @@ impl Entry {
 #[derive(Debug, Default)]
 pub struct Queue {
     entries: BTreeMap<CloseId, Entry>,
+    /// Those that rest: a few.
+    resting: BTreeSet<CloseId>,
     last: CloseId,
 }
 
 impl Queue {
     /// An empty queue whose closes come after `last`.
     pub fn after(last: CloseId) -> Self {
-        Self { entries: BTreeMap::new(), last }
+        Self { last, ..Self::default() }
     }
 
     /// The last close so far: what a file that is opened now comes after.
@@ -87,7 +96,69 @@ impl Queue {
         let before = CloseId(id.0.saturating_sub(1));
         let after = if role == Role::Pointer { before } else { opened.min(before) };
         self.last = self.last.max(id);
+        if role != Role::Hidden {
+            let resting = self.resting.range(..=after).copied();
+            let awaited: Vec<CloseId> = resting.filter(|id| self.entries[id].key != key).collect();
+            awaited.into_iter().for_each(|id| self.wake(id));
+        }
         self.entries.insert(id, Entry { key, after, role, state: State::Waiting });
+    }
+
+    /// Lets a file rest that was not begun, until [`Queue::wake`] or until another waits for it.
+    /// False: another does.
+    pub fn rest(&mut self, id: CloseId) -> bool {
+        let Some(entry) = self.entries.get(&id) else { return false };
+        let waits = |other: &Entry| other.after >= id && other.role != Role::Hidden;
+        let may = entry.state == State::Waiting && entry.role != Role::Hidden;
+        if !may || self.entries.range(id..).any(|(_, other)| waits(other)) {
+            return false;
+        }
+        self.set(id, State::Resting);
+        true
+    }
+
+    pub fn wake(&mut self, id: CloseId) {
+        if self.resting.contains(&id) {
+            self.set(id, State::Waiting);
+        }
+    }
+
+    /// Somebody waits for an upload.
+    pub fn wake_all(&mut self) {
+        std::mem::take(&mut self.resting).into_iter().for_each(|id| self.set(id, State::Waiting));
+    }
+
+    /// A later version of a file goes up in the place of an earlier one, which is not begun, and
+    /// has its number from now on. False, and nothing changes: others come between them, or one of
+    /// the two was begun.
+    pub fn take_place(&mut self, earlier: CloseId, later: CloseId) -> bool {
+        let (Some(old), Some(new)) = (self.entries.get(&earlier), self.entries.get(&later)) else {
+            return false;
+        };
+        let is_begun = |entry: &Entry| matches!(entry.state, State::Running | State::Failed);
+        let alike = old.key == new.key && old.role == new.role && old.role != Role::Hidden;
+        let between = (Bound::Excluded(earlier), Bound::Excluded(later));
+        if earlier >= later || !alike || is_begun(old) || is_begun(new) {
+            return false;
+        }
+        if self.entries.range(between).any(|(_, other)| other.role != Role::Hidden) {
+            return false;
+        }
+        self.done(later);
+        // What was closed before the later one was opened is before the earlier one, or gone.
+        if let Some(old) = self.entries.get_mut(&earlier) {
+            old.after = CloseId(earlier.0.saturating_sub(1));
+        }
+        true
+    }
+
+    fn set(&mut self, id: CloseId, state: State) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.state = state;
+        match state {
+            State::Resting => self.resting.insert(id),
+            _ => self.resting.remove(&id),
+        };
     }
 
     /// The next file that may go up, the oldest first. It counts as running from now on.
@@ -97,10 +168,11 @@ impl Queue {
             let next = self.verdict(*id, entry, oldest)?;
             Some((*id, next))
         })?;
-        self.entries.get_mut(&id)?.state = match next {
+        let state = match next {
             Next::Upload(_) => State::Running,
             Next::Refuse(_) => State::Failed,
         };
+        self.set(id, state);
         Some(next)
     }
 
@@ -118,6 +190,11 @@ impl Queue {
         // Seldom looked at for long: of those that need not wait, few are in the queue at a time.
         let mut older = self.entries.range(..id).map(|(_, other)| other);
         if older.any(|other| other.key == entry.key && other.state != State::Failed) {
+            return None;
+        }
+        // One that failed before is tried again: once a later one is in the bucket it never is.
+        let mut later = self.entries.range(id..).map(|(_, other)| other);
+        if later.any(|other| other.key == entry.key && other.state == State::Running) {
             return None;
         }
         let points_at = |other: &Entry| {
@@ -141,13 +218,12 @@ impl Queue {
     /// It is in the bucket, replaced by a later close, or gone.
     pub fn done(&mut self, id: CloseId) {
         self.entries.remove(&id);
+        self.resting.remove(&id);
     }
 
     /// It could not be uploaded.
     pub fn failed(&mut self, id: CloseId) {
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.state = State::Failed;
-        }
+        self.set(id, State::Failed);
     }
 
     /// Every failed file is worth another try. Returns whether there is one.
@@ -306,6 +382,73 @@ mod tests {
         assert_eq!(case.ready(), [Upload(pointer)]);
         case.queue.done(pointer);
         assert!(case.queue.is_idle() && case.queue.is_empty());
+    }
+
+    #[test]
+    fn a_later_version_takes_the_place_of_the_one_before_and_shows_before_who_waits_for_that() {
+        let mut case = Case::new();
+        let (other, old, new) = (case.write("o"), case.write("k"), case.write("k"));
+        let opened = case.queue.now();
+        assert!(case.queue.take_place(old, new));
+        let x = case.close("x", opened);
+        assert_eq!(case.ready(), [Upload(other)]);
+        assert!(!case.queue.is_published(old));
+        case.queue.done(other);
+        assert_eq!(case.ready(), [Upload(old)]);
+        case.queue.done(old);
+        assert_eq!(case.ready(), [Upload(x)]);
+    }
+
+    #[test]
+    fn no_place_is_taken_past_another_file_nor_from_what_was_begun() {
+        let mut case = Case::new();
+        let (old, _between, new) = (case.write("k"), case.write("x"), case.write("k"));
+        assert!(!case.queue.take_place(old, new));
+        let newer = case.write("k");
+        assert!(case.queue.take_place(new, newer) && !case.queue.take_place(new, newer));
+        assert_eq!(case.ready(), [Upload(old)]);
+        let mut case = Case::new();
+        let old = case.write("k");
+        assert_eq!(case.ready(), [Upload(old)]);
+        let new = case.write("k");
+        assert!(!case.queue.take_place(old, new));
+        case.queue.failed(old);
+        assert!(!case.queue.take_place(old, new));
+    }
+
+    #[test]
+    fn what_failed_is_not_tried_again_beside_a_later_version() {
+        let mut case = Case::new();
+        let opened = case.queue.now();
+        let (old, new) = (case.close("k", opened), case.close("k", opened));
+        assert_eq!(case.ready(), [Upload(old)]);
+        case.queue.failed(old);
+        assert_eq!(case.ready(), [Upload(new)]);
+        case.queue.retry();
+        assert_eq!(case.ready(), []);
+        case.queue.failed(new);
+        assert_eq!(case.ready(), [Upload(old)]);
+    }
+
+    #[test]
+    fn what_rests_goes_once_another_file_waits_for_it_or_somebody_wakes_it() {
+        let mut case = Case::new();
+        let log = case.write("log");
+        assert!(case.queue.rest(log) && !case.queue.is_idle());
+        let again = case.write("log");
+        assert!(case.queue.rest(again), "nobody waits for it");
+        assert!(case.queue.take_place(log, again), "the file itself waits for its last version");
+        assert_eq!(case.ready(), []);
+        let x = case.write("x");
+        assert!(!case.queue.rest(log), "another waits");
+        assert_eq!(case.ready(), [Upload(log)]);
+        case.queue.done(log);
+        assert_eq!(case.ready(), [Upload(x)]);
+        let more = case.write("log");
+        assert!(case.queue.rest(more));
+        case.queue.wake_all();
+        case.queue.done(x);
+        assert_eq!(case.ready(), [Upload(more)]);
     }
 
     /// Every order of four closes, each opened after any earlier one, with uploads that end in any

@@ -214,7 +214,7 @@ impl DirtyBound {
         self.bytes() >= self.max
     }
 
-    fn is_half_full(&self) -> bool {
+    pub fn is_half_full(&self) -> bool {
         self.bytes() >= self.max / 2
     }
 

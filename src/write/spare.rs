@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::prepare::whole_crc;
 use super::shared::Counters;
 use super::staged::Staged;
-use super::state::{Base, Snapshot, Sum};
+use super::state::{Base, Clean, Snapshot, Sum, Uploaded};
 use super::transfer::{Multipart, Setback, Target, Transfer};
 use crate::bucket::{BucketError, Condition};
 use crate::types::ETag;
@@ -31,6 +31,11 @@ const COPY_BYTES_MAX: u64 = 5 << 30;
 pub struct Content(Arc<[Sum]>);
 
 impl Content {
+    /// In bytes.
+    pub fn size(&self) -> u64 {
+        self.0.iter().map(|sum| sum.len).sum()
+    }
+
     pub(super) fn sums(&self) -> Vec<Sum> {
         self.0.to_vec()
     }
@@ -43,6 +48,24 @@ impl Staged {
         let state = self.state.lock();
         let sums = &state.clean.as_ref()?.sums;
         whole_crc(sums).filter(|_| !sums.is_empty()).map(|_| Content(sums.clone().into()))
+    }
+
+    /// The bucket has an earlier version of the file, as `base` now: what of that this one begins
+    /// with is not sent. Of a file that has bytes of another base nothing changes.
+    pub fn follow(&self, base: Base, content: &Content) {
+        let mut state = self.state.lock();
+        if state.extents.keeps_base() || !state.extents.is_complete() || base.key != state.key {
+            return;
+        }
+        let Base { etag, size, .. } = base.clone();
+        state.clean = Some(Clean {
+            version: state.version.wrapping_sub(1), // of no state that there will be: it is dirty
+            key: base.key.clone(),
+            mark: None,
+            object: Uploaded { etag, size, modified: state.modified },
+            sums: content.sums(),
+        });
+        state.base = Some(base);
     }
 
     /// Makes the snapshot the object without sending what the store has, if that is possible: then

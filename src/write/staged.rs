@@ -122,6 +122,7 @@ impl Staged {
             ready: None,
             published: None,
             discarded: false,
+            tried: false,
             kept: None,
             why: Why::NotUploaded,
             ahead: Ahead::default(),
@@ -269,6 +270,11 @@ impl Staged {
     /// The last object that an upload of this file made.
     pub fn last_uploaded(&self) -> Option<Uploaded> {
         self.state.lock().published.clone()
+    }
+
+    /// Whether the bucket may have content of it that no answer told of.
+    pub fn may_have_gone_up(&self) -> bool {
+        self.state.lock().tried
     }
 
     /// Unlinked: from now on nothing is uploaded, and nothing is kept when the file is dropped. An

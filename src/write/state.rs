@@ -102,6 +102,8 @@ pub(super) struct State {
     /// The last object that we made.
     pub published: Option<Uploaded>,
     pub discarded: bool,
+    /// An upload of it was tried, and has not been seen to come through.
+    pub tried: bool,
     /// The journal's entry that stands for it, and the CRC64NVME of what was acknowledged: if it is
     /// dropped dirty it stays where it is.
     pub kept: Option<(CloseId, u64)>,

@@ -174,6 +174,7 @@ impl Staged {
         if let Some(unchanged) = self.unchanged(&state) {
             return Ok(Err(unchanged));
         }
+        state.tried = true;
         self.snapshot_of(&mut state).map(Ok)
     }
 
@@ -234,6 +235,7 @@ impl Staged {
         state.extents.published(size);
         state.clean = Some(Clean { version, key, mark, object: object.clone(), sums });
         state.published = Some(object.clone());
+        state.tried = false;
         state.ready = None;
         state.ahead.begin_again();
         self.recharge(&mut state);

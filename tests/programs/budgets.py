@@ -9,7 +9,7 @@ only grew its tail; and an idle mount asks nothing.
 import os
 import time
 
-from support import Mount, main, run, s3, unique
+from support import Mount, eventually, main, run, s3, unique
 
 KEYS_PER_PAGE = 1000
 
@@ -226,6 +226,29 @@ def test_an_append_to_a_log_costs_one_upload_of_its_tail():
     assert spent["complete"] == spent["part"] == len(tails) and not spent.get("put"), f"{len(tails)} appends: {spent}"
     assert here.status()["fs"]["write"]["bytes_sent"] - sent == sum(map(len, tails))
     assert s3().get(f"{here.prefix}/log") == body + b"".join(tails)
+    here.stop()
+
+
+def test_appends_to_a_log_under_durability_local_share_their_uploads():
+    body, tails = os.urandom(20 << 20), [b"%063d\n" % i for i in range(50)]
+    here = Mount(unique("appended-local"), "--durability", "local")
+    (here.path / "log").write_bytes(body)
+    eventually("the log is in the bucket", lambda: s3().find(f"{here.prefix}/log") == body)
+    sent = here.status()["fs"]["write"]["bytes_sent"]
+
+    def append():
+        for tail in tails:
+            with open(here.path / "log", "ab") as log:
+                log.write(tail)
+            time.sleep(0.1)  # so that whoever sends ahead would
+        whole = body + b"".join(tails)
+        eventually("the lines are in the bucket", lambda: s3().find(f"{here.prefix}/log") == whole)
+
+    spent = cost(here, append)
+    uploads = spent.get("complete", 0) + spent.get("put", 0)
+    assert uploads <= 4, f"{len(tails)} appends: {spent}"  # one in 5 s
+    sent = here.status()["fs"]["write"]["bytes_sent"] - sent
+    assert sent == sum(map(len, tails)), f"{sent} bytes sent of {len(tails)} lines: {spent}"
     here.stop()
 
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use super::Job;
 use crate::fs::handles::OpenFile;
-use crate::write::CloseId;
+use crate::types::ETag;
+use crate::write::{Before, CloseId};
 
 #[derive(Debug, Default)]
 pub struct Jobs {
@@ -38,6 +39,17 @@ impl Jobs {
 
     pub fn contains(&self, id: CloseId) -> bool {
         self.all.contains_key(&id)
+    }
+
+    /// A close of the file is in the bucket: a later one that was to replace it replaces that.
+    pub fn went_up(&mut self, file: &OpenFile, id: CloseId, etag: &ETag) {
+        let ids: Vec<CloseId> = self.of(file).map(|(id, _)| id).collect();
+        for follower in ids {
+            let follower = self.all.get_mut(&follower).map(|job| &mut job.before);
+            if let Some(before) = follower.filter(|before| **before == Before::Closed(id)) {
+                *before = Before::Version(etag.clone());
+            }
+        }
     }
 
     /// In the order of closes.

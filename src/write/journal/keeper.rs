@@ -131,6 +131,7 @@ impl Keeper {
                     new.insert(*id, None);
                 }
             }
+            What::TakePlace { earlier, later } => self.take_place(new, *earlier, *later)?,
             What::Published { id, etag } => {
                 new.insert(*id, None);
                 if let Some(follower) = self.followers.remove(id) {
@@ -152,6 +153,24 @@ impl Keeper {
         Ok(())
     }
 
+    /// The later entry stands where the earlier one stood, and replaces what that was to replace.
+    fn take_place(
+        &mut self,
+        new: &mut Changes,
+        earlier: CloseId,
+        later: CloseId,
+    ) -> io::Result<()> {
+        let (old, intent) = (self.entry(new, earlier)?, self.entry(new, later)?);
+        self.followers.remove(&earlier); // the later one followed it
+        new.insert(later, None);
+        // Where the earlier one was removed meanwhile it was with all that the file has here.
+        if let (Some(old), Some(intent)) = (old, intent) {
+            let before = old.before;
+            new.insert(earlier, Some(Intent { before, ..intent }.encode()));
+        }
+        Ok(())
+    }
+
     /// Changes an entry that still stands.
     fn rewrite(
         &self,
@@ -159,15 +178,19 @@ impl Keeper {
         id: CloseId,
         change: impl FnOnce(&mut Intent),
     ) -> io::Result<()> {
+        let Some(mut intent) = self.entry(new, id)? else { return Ok(()) };
+        change(&mut intent);
+        new.insert(id, Some(intent.encode()));
+        Ok(())
+    }
+
+    /// An entry as it stands now.
+    fn entry(&self, new: &Changes, id: CloseId) -> io::Result<Option<Intent>> {
         let value = match new.get(&id).or_else(|| self.changes.get(&id)) {
             Some(value) => value.clone(),
             None => self.store.get(id)?,
         };
-        let Some(value) = value else { return Ok(()) };
-        let Ok(mut intent) = Intent::decode(id, &value) else { return Ok(()) };
-        change(&mut intent);
-        new.insert(id, Some(intent.encode()));
-        Ok(())
+        Ok(value.and_then(|value| Intent::decode(id, &value).ok()))
     }
 }
 

@@ -161,7 +161,13 @@ async fn run(journal: &Journal, told: &Mutex<Told>) -> io::Result<()> {
     told.lock().asked = rest.clone();
     let first = told.lock().sure[0].id;
     journal.remove(vec![first]).await?;
-    told.lock().sure = rest;
+    told.lock().sure = rest.clone();
+    let (earlier, later) = (rest[rest.len() - 2].id, rest[rest.len() - 1].clone());
+    let mut moved = rest[..rest.len() - 2].to_vec();
+    moved.push(Intent { id: earlier, ..later.clone() });
+    told.lock().asked = moved.clone();
+    journal.take_place(earlier, later.id).await?;
+    told.lock().sure = moved;
     journal.published(CloseId(5), ETag("e".to_owned()));
     journal.settled().await
 }

@@ -1,0 +1,407 @@
+//! Logs to which each line is added by an open of its own, under `--durability local`: what goes up
+//! of them, in which order, and what is left when a writer is killed.
+
+#[path = "support/mounts.rs"]
+mod mounts;
+#[path = "support/steered.rs"]
+mod steered;
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tempfile::TempDir;
+use trialfs::bucket::BucketError;
+use trialfs::bucket::memory::MemoryStore;
+use trialfs::clock::{self, ulid};
+use trialfs::config::Durability;
+use trialfs::fs::{Caller, Closer, Fs, Purpose};
+use trialfs::types::Ino;
+
+use mounts::Setup;
+use steered::{Steer, Steered};
+
+const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+/// Its bytes do not fit into the journal.
+const LARGE: usize = 100 << 10;
+/// No test takes so long unless two uploads wait for each other.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Less than a log rests.
+const AT_ONCE: Duration = Duration::from_secs(4);
+
+/// After each request it looks at what is in the store.
+struct Watched<F> {
+    memory: Arc<MemoryStore>,
+    look: F,
+    /// It takes its time, and then nothing.
+    refuses: Arc<AtomicBool>,
+    /// A request waits to be refused.
+    holds: Arc<AtomicBool>,
+}
+
+impl<F> std::fmt::Debug for Watched<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watched")
+    }
+}
+
+impl<F: Fn(Objects) + Send + Sync + 'static> Steer for Watched<F> {
+    async fn run<T: Send>(
+        &self,
+        act: impl Future<Output = Result<T, BucketError>> + Send,
+    ) -> Result<T, BucketError> {
+        tokio::time::sleep(Duration::from_millis(1)).await; // uploads overlap
+        if self.refuses.load(Ordering::SeqCst) {
+            self.holds.store(true, Ordering::SeqCst);
+            while self.refuses.load(Ordering::SeqCst) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            return Err(BucketError::Denied("this one".to_owned()));
+        }
+        let result = act.await;
+        (self.look)(self.memory.objects());
+        result
+    }
+}
+
+struct Node {
+    fs: Arc<Fs>,
+    memory: Arc<MemoryStore>,
+    refuses: Arc<AtomicBool>,
+    holds: Arc<AtomicBool>,
+    _disk: Option<TempDir>,
+}
+
+type Objects = BTreeMap<String, bytes::Bytes>;
+
+fn node(look: impl Fn(Objects) + Send + Sync + 'static) -> Node {
+    let (disk, memory) = (TempDir::new().unwrap(), MemoryStore::new(clock::system()));
+    let node = node_at(disk.path(), memory, look).unwrap();
+    Node { _disk: Some(disk), ..node }
+}
+
+/// An error if another one has the directory.
+fn node_at(
+    dir: &Path,
+    memory: Arc<MemoryStore>,
+    look: impl Fn(Objects) + Send + Sync + 'static,
+) -> std::io::Result<Node> {
+    let clock = clock::system();
+    let (refuses, holds): (Arc<AtomicBool>, Arc<AtomicBool>) = Default::default();
+    let (refuse, hold) = (refuses.clone(), holds.clone());
+    let hand = Watched { memory: memory.clone(), look, refuses: refuse, holds: hold };
+    let store = Steered::new(memory.clone(), hand);
+    let id = ulid(&*clock);
+    let mut setup = Setup::new(store, clock, dir, id, PATIENCE);
+    setup.fs.durability = Durability::Local;
+    Ok(Node { fs: setup.mount()?.0, memory, refuses, holds, _disk: None })
+}
+
+impl Node {
+    /// A descriptor to write the file, which is made if there is none.
+    async fn open(&self, name: &str) -> u64 {
+        let (root, name) = (Ino::ROOT, OsStr::new(name));
+        let flags = libc::O_WRONLY | libc::O_APPEND;
+        match self.fs.lookup(root, name, |_| Purpose::Unknown).await {
+            Ok(entry) => self.fs.open(entry.stat.ino, flags, 0).await.unwrap().handle,
+            Err(_) => {
+                let flags = flags | libc::O_CREAT;
+                self.fs.create(root, name, 0o644, flags, CALLER).await.unwrap().1.handle
+            }
+        }
+    }
+
+    async fn close(&self, handle: u64, closer: Closer) {
+        self.fs.flush(handle, closer).await.unwrap();
+        self.fs.release(handle).await;
+    }
+
+    async fn add(&self, name: &str, line: &[u8]) {
+        let handle = self.open(name).await;
+        self.fs.write(handle, 0, line).await.unwrap();
+        self.close(handle, Closer::Living(0)).await;
+    }
+
+    async fn drain(&self) {
+        let drained = tokio::time::timeout(PATIENCE, self.fs.drain()).await;
+        assert_eq!(drained, Ok(0), "not all went up");
+    }
+
+    fn uploads(&self) -> u64 {
+        self.fs.status().write.uploads_done
+    }
+
+    fn object(&self, name: &str) -> Option<Vec<u8>> {
+        self.memory.objects().get(name).map(|body| body.to_vec())
+    }
+
+    async fn appears(&self, name: &str, body: &[u8]) {
+        let there = async {
+            while self.object(name).as_deref() != Some(body) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(AT_ONCE, there).await.expect("it has not gone up");
+    }
+}
+
+#[tokio::test]
+async fn lines_that_are_added_to_a_log_go_up_together() {
+    for size in [0, LARGE] {
+        let node = node(|_| ());
+        let mut log = vec![b'.'; size];
+        node.add("log", &log).await;
+        node.appears("log", &log).await;
+        let before = node.uploads();
+        for n in 0..50 {
+            let line = format!("{n:063}\n");
+            node.add("log", line.as_bytes()).await;
+            log.extend(line.as_bytes());
+        }
+        assert_eq!(node.uploads(), before, "of {size} bytes");
+        node.drain().await;
+        assert_eq!(node.object("log"), Some(log), "of {size} bytes");
+        assert_eq!(node.uploads(), before + 1, "of {size} bytes");
+    }
+}
+
+/// The last line is added while the lines before it are on their way.
+#[tokio::test]
+async fn a_line_that_is_added_during_an_upload_is_all_that_goes_up_after_it() {
+    let node = node(|_| ());
+    let mut log = vec![b'.'; 12 << 20];
+    node.add("log", &log).await;
+    node.drain().await;
+    node.add("log", b"one").await;
+    let one = async {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        node.add("log", b"two").await;
+    };
+    let before = node.fs.status().write.bytes_sent;
+    tokio::join!(node.drain(), one);
+    node.drain().await;
+    log.extend(b"onetwo");
+    assert!(node.object("log").as_ref() == Some(&log));
+    assert_eq!(node.fs.status().write.bytes_sent - before, 6);
+}
+
+#[tokio::test]
+async fn a_log_that_rests_goes_up_by_itself() {
+    let node = node(|_| ());
+    node.add("log", b"one").await;
+    node.appears("log", b"one").await;
+    let began = tokio::time::Instant::now();
+    node.add("log", b"two").await;
+    node.add("log", b"three").await;
+    while node.object("log").as_deref() != Some(b"onetwothree") {
+        assert!(began.elapsed() < PATIENCE, "it rests for ever");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(began.elapsed() > AT_ONCE, "it did not rest");
+}
+
+#[tokio::test]
+async fn whoever_is_closed_after_a_line_wakes_its_log() {
+    let node = node(|objects| {
+        if let (Some(log), true) = (objects.get("log"), objects.contains_key("x")) {
+            assert!(log.starts_with(b"onetwo"), "x shows before the line that it came after");
+        }
+    });
+    node.add("log", b"one").await;
+    node.appears("log", b"one").await;
+    node.add("log", b"two").await;
+    node.add("x", b"x").await;
+    node.add("log", b"three").await;
+    node.appears("x", b"x").await;
+    node.drain().await;
+    assert_eq!(node.object("log").unwrap(), b"onetwothree");
+}
+
+#[tokio::test]
+async fn an_fsync_of_another_file_waits_for_no_rest() {
+    let node = node(|_| ());
+    node.add("log", b"one").await;
+    node.appears("log", b"one").await;
+    node.add("log", b"two").await;
+    let other = node.open("other").await;
+    node.fs.write(other, 0, b"other").await.unwrap();
+    let synced = tokio::time::timeout(AT_ONCE, node.fs.fsync(other)).await;
+    assert_eq!(synced, Ok(Ok(())));
+    assert_eq!(node.object("log").unwrap(), b"onetwo");
+    node.close(other, Closer::Living(0)).await;
+    node.drain().await;
+}
+
+/// A program with a child closes the log once in the child; what was acknowledged before either
+/// came must be there should the program be killed then.
+#[tokio::test]
+async fn lines_that_were_acknowledged_outlive_a_writer_that_is_killed_after_a_close() {
+    let node = node(|_| ());
+    node.add("log", b"one").await;
+    node.appears("log", b"one").await;
+    node.add("log", b"two").await;
+    node.add("log", b"three").await;
+    let handle = node.open("log").await;
+    node.fs.write(handle, 0, b"closed by a child").await.unwrap();
+    node.fs.flush(handle, Closer::Living(0)).await.unwrap();
+    node.fs.write(handle, 0, b"and torn").await.unwrap();
+    node.close(handle, Closer::Killed).await;
+    node.add("log", b"four").await;
+    node.drain().await;
+    assert_eq!(node.object("log").unwrap(), b"onetwothreefour");
+}
+
+/// A version failed while the next one was written, which then went up: the failed one was tried
+/// again half a minute later, or at the unmount, and the log had lost all lines since.
+#[tokio::test]
+async fn a_version_that_failed_never_replaces_a_later_one() {
+    for synced in [false, true] {
+        let node = node(|_| ());
+        let first = node.open("log").await;
+        let log = node.fs.lookup(Ino::ROOT, OsStr::new("log"), |_| Purpose::Unknown).await;
+        node.fs.write(first, 0, b"one").await.unwrap();
+        node.refuses.store(true, Ordering::SeqCst);
+        node.close(first, Closer::Living(0)).await;
+        while !node.holds.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let flags = libc::O_WRONLY | libc::O_APPEND;
+        let handle = node.fs.open(log.unwrap().stat.ino, flags, 0).await.unwrap().handle;
+        node.fs.write(handle, 0, b"two").await.unwrap();
+        node.refuses.store(false, Ordering::SeqCst);
+        while node.fs.status().write.uploads_failed == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if synced {
+            node.fs.fsync(handle).await.unwrap();
+        }
+        node.close(handle, Closer::Living(0)).await;
+        node.drain().await;
+        assert_eq!(node.object("log").unwrap(), b"onetwo", "synced: {synced}");
+    }
+}
+
+/// A log was closed by a child as well, and the daemon killed: the first close was brought to the
+/// bucket, with the file cut to what it was then, and the second found no file any more.
+#[test]
+fn a_file_that_was_closed_twice_is_recovered_as_it_was_closed_last() {
+    let (disk, memory) = (TempDir::new().unwrap(), MemoryStore::new(clock::system()));
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let mut log = vec![b'.'; LARGE];
+    let life = runtime();
+    life.block_on(async {
+        let node = node_at(disk.path(), memory.clone(), |_| ()).unwrap();
+        let handle = node.open("log").await;
+        node.fs.write(handle, 0, &log).await.unwrap();
+        node.refuses.store(true, Ordering::SeqCst);
+        node.fs.flush(handle, Closer::Living(0)).await.unwrap();
+        while !node.holds.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        node.fs.write(handle, LARGE as u64, b"more").await.unwrap();
+        node.fs.flush(handle, Closer::Living(0)).await.unwrap();
+    });
+    life.shutdown_background();
+    log.extend(b"more");
+    runtime().block_on(async {
+        let mounted = async {
+            loop {
+                match node_at(disk.path(), memory.clone(), |_| ()) {
+                    Ok(node) => return node,
+                    // The dead life's tasks hold the journal yet.
+                    Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+        };
+        let node = tokio::time::timeout(PATIENCE, mounted).await.unwrap();
+        let recovered = node.fs.recover().await;
+        assert_eq!((recovered.left, recovered.quarantined), (0, 0));
+        assert!(node.object("log") == Some(log));
+    });
+}
+
+/// Programs that write a few logs and other files, some of which are killed. Each line names how
+/// much of every file was closed before it was opened: that much must show wherever it does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_line_shows_before_what_was_closed_before_it() {
+    const FILES: [&str; 4] = ["a.log", "b.log", "c", "d"];
+    type Closed = BTreeMap<&'static str, usize>;
+    fn lines(body: &[u8]) -> Vec<Closed> {
+        let text = std::str::from_utf8(body).unwrap();
+        let read = |line: &str| -> Closed {
+            let numbers = line.split(' ').map(|word| word.trim_start_matches('.').parse().unwrap());
+            FILES.into_iter().zip(numbers).collect()
+        };
+        text.lines().map(read).collect()
+    }
+    for seed in 0..12 {
+        let shows = |objects: Objects| {
+            let shown: BTreeMap<&str, Vec<Closed>> = FILES
+                .into_iter()
+                .map(|name| (name, objects.get(name).map_or(Vec::new(), |body| lines(body))))
+                .collect();
+            for (name, line) in shown.iter().flat_map(|(n, all)| all.iter().map(move |l| (n, l))) {
+                for (other, closed) in line {
+                    assert!(shown[other].len() >= *closed, "{name} before {closed} of {other}");
+                }
+            }
+        };
+        let node = Arc::new(node(shows));
+        let closed: Arc<Mutex<Closed>> = Arc::default();
+        let turns: Arc<BTreeMap<&str, tokio::sync::Mutex<()>>> =
+            Arc::new(FILES.into_iter().map(|name| (name, Default::default())).collect());
+        let mut programs = Vec::new();
+        for program in 0..3u64 {
+            let (node, closed, turns) = (node.clone(), closed.clone(), turns.clone());
+            programs.push(tokio::spawn(async move {
+                let mut random = StdRng::seed_from_u64(seed * 10 + program);
+                for _ in 0..60 {
+                    // Mostly one log, as programs have it.
+                    let name = FILES[random.random_range(0..12usize).saturating_sub(8)];
+                    let _turn = turns[name].lock().await;
+                    let before = closed.lock().clone();
+                    let handle = node.open(name).await;
+                    let count = |file: &&str| before.get(file).copied().unwrap_or(0).to_string();
+                    let words: Vec<String> = FILES.iter().map(count).collect();
+                    let dots =
+                        if random.random_bool(0.1) { ".".repeat(LARGE) } else { String::new() };
+                    let line = format!("{dots}{}\n", words.join(" "));
+                    node.fs.write(handle, 0, line.as_bytes()).await.unwrap();
+                    match random.random_range(0..10) {
+                        0 => node.close(handle, Closer::Killed).await,
+                        1 => {
+                            node.fs.fsync(handle).await.unwrap();
+                            *closed.lock().entry(name).or_default() += 1;
+                            node.close(handle, Closer::Living(0)).await;
+                        }
+                        _ => {
+                            node.fs.flush(handle, Closer::Living(0)).await.unwrap();
+                            *closed.lock().entry(name).or_default() += 1;
+                            node.fs.release(handle).await;
+                        }
+                    }
+                    if random.random_bool(0.1) {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                }
+            }));
+        }
+        for program in programs {
+            tokio::time::timeout(PATIENCE, program)
+                .await
+                .expect("they wait for each other")
+                .unwrap();
+        }
+        node.drain().await;
+        for (name, count) in closed.lock().iter() {
+            let shown = lines(&node.object(name).unwrap_or_default()).len();
+            assert_eq!(shown, *count, "{name}, seed {seed}");
+        }
+    }
+}
