@@ -86,6 +86,14 @@ fn node(look: impl Fn(Objects) + Send + Sync + 'static) -> Node {
     Node { _disk: Some(disk), ..node }
 }
 
+/// One whose log has a line that is in the bucket.
+async fn node_with_a_line(look: impl Fn(Objects) + Send + Sync + 'static) -> Node {
+    let node = node(look);
+    node.add("log", b"one").await;
+    node.appears("log", b"one").await;
+    node
+}
+
 /// An error if another one has the directory.
 fn node_at(
     dir: &Path,
@@ -193,9 +201,7 @@ async fn a_line_that_is_added_during_an_upload_is_all_that_goes_up_after_it() {
 
 #[tokio::test]
 async fn a_log_that_rests_goes_up_by_itself() {
-    let node = node(|_| ());
-    node.add("log", b"one").await;
-    node.appears("log", b"one").await;
+    let node = node_with_a_line(|_| ()).await;
     let began = tokio::time::Instant::now();
     node.add("log", b"two").await;
     node.add("log", b"three").await;
@@ -208,13 +214,12 @@ async fn a_log_that_rests_goes_up_by_itself() {
 
 #[tokio::test]
 async fn whoever_is_closed_after_a_line_wakes_its_log() {
-    let node = node(|objects| {
+    let node = node_with_a_line(|objects| {
         if let (Some(log), true) = (objects.get("log"), objects.contains_key("x")) {
             assert!(log.starts_with(b"onetwo"), "x shows before the line that it came after");
         }
-    });
-    node.add("log", b"one").await;
-    node.appears("log", b"one").await;
+    })
+    .await;
     node.add("log", b"two").await;
     node.add("x", b"x").await;
     node.add("log", b"three").await;
@@ -225,9 +230,7 @@ async fn whoever_is_closed_after_a_line_wakes_its_log() {
 
 #[tokio::test]
 async fn an_fsync_of_another_file_waits_for_no_rest() {
-    let node = node(|_| ());
-    node.add("log", b"one").await;
-    node.appears("log", b"one").await;
+    let node = node_with_a_line(|_| ()).await;
     node.add("log", b"two").await;
     let other = node.open("other").await;
     node.fs.write(other, 0, b"other").await.unwrap();
@@ -242,9 +245,7 @@ async fn an_fsync_of_another_file_waits_for_no_rest() {
 /// came must be there should the program be killed then.
 #[tokio::test]
 async fn lines_that_were_acknowledged_outlive_a_writer_that_is_killed_after_a_close() {
-    let node = node(|_| ());
-    node.add("log", b"one").await;
-    node.appears("log", b"one").await;
+    let node = node_with_a_line(|_| ()).await;
     node.add("log", b"two").await;
     node.add("log", b"three").await;
     let handle = node.open("log").await;

@@ -198,6 +198,21 @@ mod tests {
     }
 
     impl Listed {
+        fn new() -> Self {
+            let clock = Arc::new(SystemClock);
+            let store = MemoryStore::new(clock.clone());
+            let bucket = Bucket::new(store, clock, Duration::from_secs(1));
+            Self { bucket, there: Default::default() }
+        }
+
+        async fn with_files(count: usize) -> Self {
+            let mut here = Self::new();
+            for i in 0..count {
+                here.put(format!("d/f{i:05}")).await;
+            }
+            here
+        }
+
         async fn put(&mut self, key: String) {
             let (body, condition) = (Bytes::from_static(b"x"), Condition::Always);
             let (at, metadata) = (Key::new(&*key), Metadata::new());
@@ -243,10 +258,7 @@ mod tests {
             (4500, |n| n * n),
             (4500, |n| n),
         ] {
-            let clock = Arc::new(SystemClock);
-            let store = MemoryStore::new(clock.clone());
-            let bucket = Bucket::new(store, clock, Duration::from_secs(1));
-            let mut here = Listed { bucket, there: Default::default() };
+            let mut here = Listed::new();
             for n in 0..count {
                 here.put(format!("d/{:012}.pt", number(n))).await;
                 if n % 50 == 0 {
@@ -262,13 +274,7 @@ mod tests {
     /// nothing of it was listed, and rmdir removed it.
     #[tokio::test]
     async fn a_listing_of_which_little_is_left_tells_that() {
-        let clock = Arc::new(SystemClock);
-        let store = MemoryStore::new(clock.clone());
-        let bucket = Bucket::new(store, clock, Duration::from_secs(1));
-        let mut here = Listed { bucket, there: Default::default() };
-        for i in 0..3500 {
-            here.put(format!("d/f{i:05}")).await;
-        }
+        let mut here = Listed::with_files(3500).await;
         here.list().await;
         for i in (0..2000).chain(2600..3500) {
             here.delete(format!("d/f{i:05}")).await;
@@ -278,13 +284,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_listing_in_segments_is_complete_whatever_changed_since_the_last() {
-        let clock = Arc::new(SystemClock);
-        let store = MemoryStore::new(clock.clone());
-        let bucket = Bucket::new(store, clock, Duration::from_secs(1));
-        let mut here = Listed { bucket, there: Default::default() };
-        for i in 0..3500 {
-            here.put(format!("d/f{i:05}")).await;
-        }
+        let mut here = Listed::with_files(3500).await;
         assert!((4..=7).contains(&here.list().await), "three guesses more at most");
         assert_eq!(here.list().await, 4, "a request a page, side by side");
         here.put("d/f00500a".to_owned()).await;

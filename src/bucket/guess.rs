@@ -22,8 +22,8 @@ const UNEVEN_PART: u128 = 14;
 /// What stores take for a key, in bytes.
 const KEY_BYTES_MAX: usize = 1024;
 
-/// The last file of a first page, which is full, and where the pages behind it may end.
-pub fn ends(page: &Page) -> Option<(Key, impl Iterator<Item = Key> + Send + use<>)> {
+/// Where the pages behind a first one, which is full, may end: behind its last file all of them.
+pub fn ends(page: &Page) -> Option<impl Iterator<Item = Key> + Send + use<>> {
     let files = page.objects.iter().map(|object| &object.key).filter(|key| !key.is_marker());
     let files: Vec<&str> = files.map(Key::as_str).collect();
     let (first, last) = (*files.first()?, *files.last()?);
@@ -41,9 +41,9 @@ pub fn ends(page: &Page) -> Option<(Key, impl Iterator<Item = Key> + Send + use<
         let numbers: Vec<u128> = files.iter().map(number).collect::<Option<_>>()?;
         Guess::through(stem, radix, &numbers)
     })?;
-    let (last, mut guess) = (Key::new(last), guess.peekable());
-    // Of names that go on with a letter where others have more digits.
-    guess.peek().is_some_and(|end| *end > last).then_some((last, guess))
+    let mut guess = guess.peekable();
+    // Not so where names go on with a letter and others with more digits.
+    guess.peek().is_some_and(|end| end.as_str() > last).then_some(guess)
 }
 
 /// A row of keys, the same distance from each other.
@@ -67,10 +67,9 @@ impl Guess {
         let mut gaps = numbers.windows(2).map(|pair| pair[1] - pair[0]);
         let even = gaps.next()?;
         let is_even = gaps.all(|gap| gap == even);
-        let half = last.checked_sub(middle)?;
         let step = match is_even {
             true => even * (numbers.len() as u128 - 1),
-            false => half / 16 * UNEVEN_PART * 2,
+            false => (last - middle) / 16 * UNEVEN_PART * 2,
         };
         let fits = stem.len() + DIGITS_MAX <= KEY_BYTES_MAX;
         (step > 0 && fits).then(|| Self { stem: stem.to_owned(), radix, at: last, step })
@@ -82,7 +81,7 @@ impl Iterator for Guess {
 
     /// Ends where no more digits follow.
     fn next(&mut self) -> Option<Key> {
-        self.at = self.at.checked_add(self.step)?;
+        self.at += self.step;
         let end = u128::from(self.radix).pow(DIGITS_MAX as u32);
         if self.at >= end {
             return None;
@@ -140,7 +139,7 @@ mod tests {
         let first = page(names[..1000].to_vec());
         let mut rest = names[1000..].iter().map(String::as_str).peekable();
         let mut counts = Vec::new();
-        for end in ends(&first).expect("nothing is guessed").1.take(100) {
+        for end in ends(&first).expect("nothing is guessed").take(100) {
             let page = std::iter::from_fn(|| rest.next_if(|name| *name <= end.as_str()));
             counts.push(page.count());
             if rest.peek().is_none() {
@@ -195,7 +194,7 @@ mod tests {
         )) {
             names.sort();
             let last = names.last().cloned().unwrap();
-            let guessed = ends(&page(names)).into_iter().flat_map(|(_, ends)| ends);
+            let guessed = ends(&page(names)).into_iter().flatten();
             let guessed: Vec<Key> = guessed.take(50).collect();
             prop_assert!(guessed.is_sorted());
             prop_assert!(guessed.first().is_none_or(|end| end.as_str() >= last.as_str()));

@@ -168,7 +168,7 @@ struct More {
     is_whole: bool,
 }
 
-/// How many pages are asked for side by side.
+/// How the ends of segments are known.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ends {
     Learnt,
@@ -179,8 +179,8 @@ impl Bucket {
     /// All pages of a LIST as one; a request for each 1000 entries. One level that had many pages
     /// at its last listing is asked for in segments, side by side: then one request more for
     /// each segment in which more was made since than a page holds. The first time their ends are
-    /// guessed from the names of the first page, where those are numbers or hashes: up to
-    /// 4 requests more that bring nothing.
+    /// guessed from the names of the first page, where those are numbers or hashes: a few requests
+    /// more that bring nothing.
     pub async fn list_all(&self, prefix: &str, delimiter: bool) -> Result<Page, BucketError> {
         match delimiter {
             true => self.list_level(prefix, &()).await,
@@ -224,10 +224,10 @@ impl Bucket {
         let mut first = Pages::new(self, prefix, true, Segment::default(), reader);
         first.next(From::Start).await?;
         let more = first.from.is_some() && self.lists_behind();
-        let Some((last, ends)) = more.then(|| guess::ends(&first.all)).flatten() else {
+        let Some(ends) = more.then(|| guess::ends(&first.all)).flatten() else {
             return first.rest().await;
         };
-        let segments = boundaries::segments(Some(last), ends);
+        let segments = boundaries::segments(boundaries::last_file(&first.all), ends);
         let mut all = first.all;
         all.extend(self.list_segments(prefix, segments, Ends::Guessed, reader).await?);
         Ok(all)
@@ -241,11 +241,10 @@ impl Bucket {
         ends: Ends,
         reader: &dyn PageReader,
     ) -> Result<Page, BucketError> {
-        let (mut at_once, at_once_max) = match ends {
-            Ends::Learnt => (LEARNT_AT_ONCE_MAX, LEARNT_AT_ONCE_MAX),
-            Ends::Guessed => (GUESSED_AT_FIRST, GUESSED_AT_ONCE_MAX),
+        let (mut at_once, at_once_max, pages_max) = match ends {
+            Ends::Learnt => (LEARNT_AT_ONCE_MAX, LEARNT_AT_ONCE_MAX, PAGES_MAX),
+            Ends::Guessed => (GUESSED_AT_FIRST, GUESSED_AT_ONCE_MAX, GUESSED_PAGES_MAX),
         };
-        let pages_max = if ends == Ends::Guessed { GUESSED_PAGES_MAX } else { PAGES_MAX };
         let mut segments = segments.peekable();
         let mut under_way = FuturesOrdered::new();
         let (mut all, mut wrong) = (Page::default(), 0);

@@ -314,11 +314,11 @@ impl Fs {
             namespace.touch_directory(parent, self.wall());
             ino
         };
-        let (file, closed) = (self.handles.shared(ino), self.waiting.now());
+        let (file, opened) = (self.handles.shared(ino), self.waiting.now());
         {
             let mut state = file.state.lock();
             state.staged = Some(staged);
-            state.opened = closed;
+            state.opened = opened;
             state.written_in = within;
             state.unasked = unasked.then_some(made);
         }

@@ -109,11 +109,7 @@ impl Fs {
                         let base = base_of(intent, &bases);
                         let is_last = last[intent.file.as_str()] == id;
                         running.push(async move {
-                            let outcome = match is_last {
-                                true => self.recover_one(intent, base).await,
-                                false => self.recover_past(intent, base).await,
-                            };
-                            (intent, outcome)
+                            (intent, self.recover_one(intent, base, is_last).await)
                         });
                     }
                 }
@@ -181,17 +177,13 @@ impl Fs {
         self.bucket.put(&key, body, &Condition::Always, &Metadata::new()).await.map(drop)
     }
 
-    /// A close whose file holds what was closed later: only that goes up.
-    async fn recover_past(&self, intent: &Intent, base: Base) -> Outcome {
-        let result = self.recover_base(intent, base).await;
-        result.unwrap_or_else(|error| {
-            tracing::error!(key = %intent.key, %error, "not recovered; it stays in the journal");
-            Outcome::Left
-        })
-    }
-
-    async fn recover_one(&self, intent: &Intent, base: Base) -> Outcome {
-        let result = match self.writer.adopt(intent).await {
+    /// Of a close whose file holds what was closed later only that goes up.
+    async fn recover_one(&self, intent: &Intent, base: Base, is_last: bool) -> Outcome {
+        let adopted = match is_last {
+            true => self.writer.adopt(intent).await,
+            false => Ok(Adopted::Changed),
+        };
+        let result = match adopted {
             Ok(Adopted::Here(staged)) if intent.in_transaction => {
                 self.recover_hidden(intent, staged).await
             }

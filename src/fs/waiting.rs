@@ -130,12 +130,12 @@ impl Waiting {
 }
 
 impl State {
-    /// Takes a close out.
-    fn take(&mut self, id: CloseId) {
+    /// Takes a close out: its entry of the journal is to go.
+    fn take(&mut self, id: CloseId) -> Option<Job> {
         self.queue.done(id);
-        if let Some(job) = self.jobs.remove(id) {
-            job.staged.kept_no_more(id);
-        }
+        let job = self.jobs.remove(id)?;
+        job.staged.kept_no_more(id);
+        Some(job)
     }
 
     /// Takes out all closes of a file up to one, but for what waits for its checkpoint directory.
@@ -143,7 +143,7 @@ impl State {
         let past = self.jobs.of(file).filter(|(id, _)| *id <= last);
         let past = past.filter(|(_, job)| job.state != JobState::Prepared);
         let past: Vec<CloseId> = past.map(|(id, _)| id).collect();
-        past.iter().for_each(|id| self.take(*id));
+        past.iter().for_each(|id| drop(self.take(*id)));
         past
     }
 }
@@ -444,12 +444,8 @@ impl Fs {
     }
 
     pub(super) fn forget_closed(&self, id: CloseId) {
-        let mut state = self.waiting.state.lock();
-        state.queue.done(id);
-        let job = state.jobs.remove(id);
-        drop(state);
+        let job = self.waiting.state.lock().take(id);
         if let Some(job) = job {
-            job.staged.kept_no_more(id);
             job.file.state.lock().acknowledged.take_if(|now| now.id == id);
         }
         if let Some(journal) = self.writer.journal_if_any() {
@@ -494,11 +490,7 @@ impl Fs {
     fn take_out(&self, file: &OpenFile) -> Vec<CloseId> {
         let jobs = self.waiting.of(file);
         let mut waiting = self.waiting.state.lock();
-        for (id, job) in &jobs {
-            waiting.queue.done(*id);
-            waiting.jobs.remove(*id);
-            job.staged.kept_no_more(*id);
-        }
+        jobs.iter().for_each(|(id, _)| drop(waiting.take(*id)));
         drop(waiting);
         let mut state = file.state.lock();
         state.acknowledged = None;

@@ -69,8 +69,9 @@ impl Entry {
 #[derive(Debug, Default)]
 pub struct Queue {
     entries: BTreeMap<CloseId, Entry>,
-    /// Those that rest: a few.
+    /// Those that rest, and those that run: a few of each.
     resting: BTreeSet<CloseId>,
+    running: BTreeSet<CloseId>,
     last: CloseId,
 }
 
@@ -155,10 +156,13 @@ impl Queue {
     fn set(&mut self, id: CloseId, state: State) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.state = state;
+        self.resting.remove(&id);
+        self.running.remove(&id);
         match state {
-            State::Resting => self.resting.insert(id),
-            _ => self.resting.remove(&id),
-        };
+            State::Resting => drop(self.resting.insert(id)),
+            State::Running => drop(self.running.insert(id)),
+            State::Waiting | State::Failed => {}
+        }
     }
 
     /// The next file that may go up, the oldest first. It counts as running from now on.
@@ -193,8 +197,7 @@ impl Queue {
             return None;
         }
         // One that failed before is tried again: once a later one is in the bucket it never is.
-        let mut later = self.entries.range(id..).map(|(_, other)| other);
-        if later.any(|other| other.key == entry.key && other.state == State::Running) {
+        if self.running.range(id..).any(|later| self.entries[later].key == entry.key) {
             return None;
         }
         let points_at = |other: &Entry| {
@@ -219,6 +222,7 @@ impl Queue {
     pub fn done(&mut self, id: CloseId) {
         self.entries.remove(&id);
         self.resting.remove(&id);
+        self.running.remove(&id);
     }
 
     /// It could not be uploaded.

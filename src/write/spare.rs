@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::prepare::whole_crc;
 use super::shared::Counters;
 use super::staged::Staged;
-use super::state::{Base, Clean, Snapshot, Sum, Uploaded};
+use super::state::{Base, Clean, Snapshot, Sum};
 use super::transfer::{Multipart, Setback, Target, Transfer};
 use crate::bucket::{BucketError, Condition};
 use crate::types::ETag;
@@ -57,14 +57,8 @@ impl Staged {
         if state.extents.keeps_base() || !state.extents.is_complete() || base.key != state.key {
             return;
         }
-        let Base { etag, size, .. } = base.clone();
-        state.clean = Some(Clean {
-            version: state.version.wrapping_sub(1), // of no state that there will be: it is dirty
-            key: base.key.clone(),
-            mark: None,
-            object: Uploaded { etag, size, modified: state.modified },
-            sums: content.sums(),
-        });
+        let no_more = state.version.wrapping_sub(1); // it is dirty, and stays so
+        state.clean = Some(Clean::of(&base, no_more, state.modified, content.sums()));
         state.base = Some(base);
     }
 

@@ -104,13 +104,7 @@ impl Staged {
     ) -> Arc<Self> {
         shared.wrote(0);
         let modified = shared.clock.wall();
-        let clean = base.as_ref().map(|base| Clean {
-            version: 0,
-            key: base.key.clone(),
-            mark: None,
-            object: Uploaded { etag: base.etag.clone(), size, modified },
-            sums: Vec::new(),
-        });
+        let clean = base.as_ref().map(|base| Clean::of(base, 0, modified, Vec::new()));
         let state = State {
             key,
             metadata: Metadata::new(),

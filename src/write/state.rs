@@ -78,6 +78,15 @@ pub(super) struct Clean {
     pub sums: Vec<Sum>,
 }
 
+impl Clean {
+    /// What is known of a base that no upload of this file made.
+    pub fn of(base: &Base, version: u64, modified: SystemTime, sums: Vec<Sum>) -> Self {
+        let Base { key, etag, size } = base.clone();
+        let object = Uploaded { etag, size, modified };
+        Self { version, key, mark: None, object, sums }
+    }
+}
+
 /// A prepared upload, and of which state of the file it is the content.
 #[derive(Debug, Clone)]
 pub(super) struct Ready {
