@@ -327,6 +327,31 @@ fn a_file_that_was_closed_twice_is_recovered_as_it_was_closed_last() {
     });
 }
 
+/// Its upload had begun, and waited for the file as that was opened to be written anew: so it went
+/// up under the file's own name.
+#[tokio::test]
+async fn a_file_of_a_checkpoint_that_is_written_anew_is_not_shown_before_its_checkpoint() {
+    let shown: Arc<AtomicBool> = Arc::default();
+    let sees = shown.clone();
+    let node = node(move |objects| {
+        let seen = objects.get("checkpoint_000001/rank0.pt").is_some_and(|body| **body == *b"half");
+        sees.fetch_or(seen, Ordering::SeqCst);
+    });
+    let (fs, name) = (&node.fs, OsStr::new("rank0.pt"));
+    let top = fs.mkdir(Ino::ROOT, OsStr::new("checkpoint_000001"), 0o755, CALLER).await.unwrap();
+    let flags = libc::O_WRONLY | libc::O_CREAT;
+    let (file, opened) = fs.create(top.stat.ino, name, 0o644, flags, CALLER).await.unwrap();
+    fs.write(opened.handle, 0, b"half").await.unwrap();
+    node.close(opened.handle, Closer::Living(0)).await;
+    let anew = fs.open(file.stat.ino, libc::O_WRONLY | libc::O_TRUNC, 0).await.unwrap().handle;
+    tokio::time::sleep(Duration::from_millis(100)).await; // whatever was begun goes on
+    fs.write(anew, 0, b"whole").await.unwrap();
+    node.close(anew, Closer::Living(0)).await;
+    node.drain().await;
+    assert_eq!(node.object("checkpoint_000001/rank0.pt").unwrap(), b"whole");
+    assert!(!shown.load(Ordering::SeqCst), "half a checkpoint was shown");
+}
+
 /// Programs that write a few logs and other files, some of which are killed. Each line names how
 /// much of every file was closed before it was opened: that much must show wherever it does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -93,6 +93,8 @@ enum Outcome {
     Prepared,
     /// Nothing of it is wanted any more.
     Gone,
+    /// While it waited for its file a later version came to stand for it.
+    StoodFor,
 }
 
 impl Waiting {
@@ -257,8 +259,10 @@ impl Fs {
     async fn upload_closed(&self, id: CloseId, job: &Job, again: bool) -> Result<Outcome, Errno> {
         let _tree = self.tree.read().await;
         let io = job.file.io.lock().await;
-        if !self.waiting.state.lock().jobs.contains(id) {
-            return Ok(Outcome::Gone);
+        match self.waiting.state.lock().jobs.get(id) {
+            None => return Ok(Outcome::Gone),
+            Some(job) if job.is_superseded() => return Ok(Outcome::StoodFor),
+            Some(_) => {}
         }
         let current = job.is_current();
         if current && self.writing_place(job.ino).is_some() {
@@ -343,6 +347,7 @@ impl Fs {
             Ok(Outcome::InBucket(etag)) => self.closed_is_in_bucket(id, &job.file, etag),
             Ok(Outcome::Prepared) => self.closed_is_prepared(id, &job.file),
             Ok(Outcome::Gone) => self.forget_closed(id),
+            Ok(Outcome::StoodFor) => {} // its entry goes with the later one's
             Err(errno) => {
                 let mut state = self.waiting.state.lock();
                 state.queue.failed(id);
