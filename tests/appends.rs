@@ -43,6 +43,8 @@ struct Watched<F> {
     refuses: Arc<AtomicBool>,
     /// A request waits to be refused.
     holds: Arc<AtomicBool>,
+    /// What is refused is done all the same.
+    does: Arc<AtomicBool>,
 }
 
 impl<F> std::fmt::Debug for Watched<F> {
@@ -62,6 +64,9 @@ impl<F: Fn(Objects) + Send + Sync + 'static> Steer for Watched<F> {
             while self.refuses.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
+            if self.does.load(Ordering::SeqCst) {
+                let _ = act.await;
+            }
             return Err(BucketError::Denied("this one".to_owned()));
         }
         let result = act.await;
@@ -75,7 +80,21 @@ struct Node {
     memory: Arc<MemoryStore>,
     refuses: Arc<AtomicBool>,
     holds: Arc<AtomicBool>,
+    does: Arc<AtomicBool>,
     _disk: Option<TempDir>,
+}
+
+/// After the daemon that had the directory died; its tasks may hold the journal yet.
+async fn mounted_again(dir: &Path, memory: &Arc<MemoryStore>) -> Node {
+    let mounted = async {
+        loop {
+            match node_at(dir, memory.clone(), |_| ()) {
+                Ok(node) => return node,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, mounted).await.unwrap()
 }
 
 type Objects = BTreeMap<String, bytes::Bytes>;
@@ -101,14 +120,20 @@ fn node_at(
     look: impl Fn(Objects) + Send + Sync + 'static,
 ) -> std::io::Result<Node> {
     let clock = clock::system();
-    let (refuses, holds): (Arc<AtomicBool>, Arc<AtomicBool>) = Default::default();
-    let (refuse, hold) = (refuses.clone(), holds.clone());
-    let hand = Watched { memory: memory.clone(), look, refuses: refuse, holds: hold };
+    let (refuses, holds, does): (Arc<AtomicBool>, Arc<AtomicBool>, Arc<AtomicBool>) =
+        Default::default();
+    let hand = Watched {
+        memory: memory.clone(),
+        look,
+        refuses: refuses.clone(),
+        holds: holds.clone(),
+        does: does.clone(),
+    };
     let store = Steered::new(memory.clone(), hand);
     let id = ulid(&*clock);
     let mut setup = Setup::new(store, clock, dir, id, PATIENCE);
     setup.fs.durability = Durability::Local;
-    Ok(Node { fs: setup.mount()?.0, memory, refuses, holds, _disk: None })
+    Ok(Node { fs: setup.mount()?.0, memory, refuses, holds, does, _disk: None })
 }
 
 impl Node {
@@ -134,6 +159,13 @@ impl Node {
         let handle = self.open(name).await;
         self.fs.write(handle, 0, line).await.unwrap();
         self.close(handle, Closer::Living(0)).await;
+    }
+
+    /// Until a request waits to be refused.
+    async fn is_held(&self) {
+        while !self.holds.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     async fn drain(&self) {
@@ -269,9 +301,7 @@ async fn a_version_that_failed_never_replaces_a_later_one() {
         node.fs.write(first, 0, b"one").await.unwrap();
         node.refuses.store(true, Ordering::SeqCst);
         node.close(first, Closer::Living(0)).await;
-        while !node.holds.load(Ordering::SeqCst) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        node.is_held().await;
         let flags = libc::O_WRONLY | libc::O_APPEND;
         let handle = node.fs.open(log.unwrap().stat.ino, flags, 0).await.unwrap().handle;
         node.fs.write(handle, 0, b"two").await.unwrap();
@@ -302,29 +332,103 @@ fn a_file_that_was_closed_twice_is_recovered_as_it_was_closed_last() {
         node.fs.write(handle, 0, &log).await.unwrap();
         node.refuses.store(true, Ordering::SeqCst);
         node.fs.flush(handle, Closer::Living(0)).await.unwrap();
-        while !node.holds.load(Ordering::SeqCst) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        node.is_held().await;
         node.fs.write(handle, LARGE as u64, b"more").await.unwrap();
         node.fs.flush(handle, Closer::Living(0)).await.unwrap();
     });
     life.shutdown_background();
     log.extend(b"more");
     runtime().block_on(async {
-        let mounted = async {
-            loop {
-                match node_at(disk.path(), memory.clone(), |_| ()) {
-                    Ok(node) => return node,
-                    // The dead life's tasks hold the journal yet.
-                    Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-                }
-            }
-        };
-        let node = tokio::time::timeout(PATIENCE, mounted).await.unwrap();
+        let node = mounted_again(disk.path(), &memory).await;
         let recovered = node.fs.recover().await;
         assert_eq!((recovered.left, recovered.quarantined), (0, 0));
         assert!(node.object("log") == Some(log));
     });
+}
+
+/// The first version could not be recovered, and the second went to quarantine in its place; at the
+/// next mount the first was the file.
+#[test]
+fn a_version_that_is_to_replace_one_that_is_not_recovered_stays_in_the_journal_with_it() {
+    let (disk, memory) = (TempDir::new().unwrap(), MemoryStore::new(clock::system()));
+    let runtime = || tokio::runtime::Runtime::new().unwrap();
+    let life = runtime();
+    life.block_on(async {
+        let node = node_at(disk.path(), memory.clone(), |_| ()).unwrap();
+        let (log, other) = (node.open("log").await, node.open("other").await);
+        let there = node.fs.lookup(Ino::ROOT, OsStr::new("log"), |_| Purpose::Unknown).await;
+        node.refuses.store(true, Ordering::SeqCst);
+        node.fs.write(log, 0, b"one").await.unwrap();
+        node.close(log, Closer::Living(0)).await;
+        node.is_held().await;
+        node.fs.write(other, 0, b"other").await.unwrap();
+        node.close(other, Closer::Living(0)).await;
+        let flags = libc::O_WRONLY | libc::O_APPEND;
+        let log = node.fs.open(there.unwrap().stat.ino, flags, 0).await.unwrap().handle;
+        node.fs.write(log, 0, b"two").await.unwrap();
+        node.close(log, Closer::Living(0)).await;
+    });
+    life.shutdown_background();
+    let life = runtime();
+    life.block_on(async {
+        let node = mounted_again(disk.path(), &memory).await;
+        node.refuses.store(true, Ordering::SeqCst);
+        let heals = async {
+            node.is_held().await; // what goes first is refused, and nothing after it
+            node.refuses.store(false, Ordering::SeqCst);
+        };
+        let (recovered, ()) = tokio::join!(node.fs.recover(), heals);
+        assert!(recovered.left >= 2, "{recovered:?}");
+        assert_eq!(recovered.quarantined, 0);
+    });
+    life.shutdown_background();
+    runtime().block_on(async {
+        let node = mounted_again(disk.path(), &memory).await;
+        let recovered = node.fs.recover().await;
+        assert_eq!((recovered.left, recovered.quarantined), (0, 0));
+        assert_eq!(node.object("log").unwrap(), b"onetwo");
+    });
+}
+
+/// The answer to its upload was lost, and it is removed: nobody asked the store to remove it.
+#[tokio::test]
+async fn a_file_whose_upload_was_never_answered_does_not_come_back_after_it_was_removed() {
+    let node = node(|_| ());
+    let handle = node.open("log").await;
+    node.fs.write(handle, 0, b"one").await.unwrap();
+    node.refuses.store(true, Ordering::SeqCst);
+    node.close(handle, Closer::Living(0)).await;
+    node.is_held().await;
+    node.does.store(true, Ordering::SeqCst);
+    node.refuses.store(false, Ordering::SeqCst);
+    while node.fs.status().write.uploads_failed == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(node.object("log").unwrap(), b"one");
+    node.fs.unlink(Ino::ROOT, OsStr::new("log")).await.unwrap();
+    assert_eq!(node.object("log"), None, "it came back");
+}
+
+/// It was being written over as it failed: nobody tried it again.
+#[tokio::test(start_paused = true)]
+async fn a_version_that_failed_while_it_was_written_over_is_tried_again() {
+    let node = node(|_| ());
+    let first = node.open("log").await;
+    let log = node.fs.lookup(Ino::ROOT, OsStr::new("log"), |_| Purpose::Unknown).await;
+    node.fs.write(first, 0, b"one").await.unwrap();
+    node.refuses.store(true, Ordering::SeqCst);
+    node.close(first, Closer::Living(0)).await;
+    node.is_held().await;
+    let flags = libc::O_WRONLY | libc::O_APPEND;
+    let handle = node.fs.open(log.unwrap().stat.ino, flags, 0).await.unwrap().handle;
+    node.refuses.store(false, Ordering::SeqCst);
+    let there = async {
+        while node.object("log").as_deref() != Some(b"one") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, there).await.expect("it is tried again");
+    node.close(handle, Closer::Living(0)).await;
 }
 
 /// Its upload had begun, and waited for the file as that was opened to be written anew: so it went

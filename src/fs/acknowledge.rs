@@ -42,6 +42,7 @@ impl Fs {
     /// when the bucket has it, as without `--durability local`.
     pub(super) async fn close(&self, ino: Ino, file: &Arc<OpenFile>) -> Result<(), Errno> {
         if self.acknowledges_locally() {
+            self.seal_before_closing(ino, file).await?;
             let _tree = self.tree.read().await;
             let _io = file.io.lock().await;
             if self.acknowledge(ino, file).await? != Close::Upload {

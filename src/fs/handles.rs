@@ -189,6 +189,12 @@ impl OpenState {
         self.failed = Some(Failure { errno, stamp });
     }
 
+    /// Whether the bucket may have a version of it that no answer told of.
+    pub fn may_have_gone_up(&self) -> bool {
+        let aside = self.aside.iter().map(|(_, staged)| staged);
+        self.staged.iter().chain(aside).any(|staged| staged.may_have_gone_up())
+    }
+
     /// The failure that close, fsync and rename repeat: of a file that was not written since.
     pub fn stuck(&self) -> Option<Errno> {
         let failed = self.failed?;

@@ -56,7 +56,7 @@ impl Fs {
         self.complete_copies(|source| *source == key).await;
         let (staged, unasked) = {
             let state = file.state.lock();
-            (state.staged.clone(), state.unasked.is_some())
+            (state.staged.clone(), state.unasked.is_some() || state.may_have_gone_up())
         };
         let held = staged.as_deref().map(Staged::hold_back);
         if let Some(staged) = &staged {
@@ -66,7 +66,8 @@ impl Fs {
         match (place, in_bucket) {
             (Some(place), version) => self.unlink_in(parent, &key, &place, version).await,
             (None, Some(_)) => self.remove_object(parent, &key).await,
-            // Another node may have made one that nobody asked for.
+            // Another node may have made one that nobody asked for, or we ourselves one that no
+            // answer told of.
             (None, None) if unasked => self.remove_object(parent, &key).await,
             (None, None) => Ok(()),
         }?;

@@ -16,7 +16,7 @@
 //!
 //! Cost: an upload for each file; a HEAD and a GET more where the bucket has something else.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use futures::StreamExt;
@@ -96,6 +96,7 @@ impl Fs {
         let last: HashMap<&str, CloseId> =
             all.values().map(|intent| (intent.file.as_str(), intent.id)).collect();
         let mut bases: HashMap<CloseId, Base> = HashMap::new();
+        let mut left: HashSet<CloseId> = HashSet::new();
         let mut attributes = Vec::new();
         let mut running = FuturesUnordered::new();
         loop {
@@ -103,7 +104,12 @@ impl Fs {
                 && let Some(next) = queue.next_ready()
             {
                 match next {
-                    Next::Refuse(_) => done.left += 1,
+                    Next::Refuse(id) => drop(left.insert(id)),
+                    // It would go up before what it is to replace, which would then replace it.
+                    Next::Upload(id) if replaces_one_of(&all[&id], &left) => {
+                        queue.failed(id);
+                        left.insert(id);
+                    }
                     Next::Upload(id) => {
                         let intent = &all[&id];
                         let base = base_of(intent, &bases);
@@ -115,6 +121,7 @@ impl Fs {
                 }
             }
             let Some((intent, outcome)) = running.next().await else {
+                done.left = left.len() as u64;
                 return self.end(done, attributes).await;
             };
             match outcome {
@@ -129,9 +136,8 @@ impl Fs {
                     bases.insert(intent.id, Base::Conflict);
                 }
                 Outcome::Left => {
-                    done.left += 1;
                     queue.failed(intent.id);
-                    bases.insert(intent.id, Base::Conflict);
+                    left.insert(intent.id);
                     continue;
                 }
             }
@@ -302,6 +308,10 @@ impl Fs {
         }
         Ok((digest.finalize() == intent.crc).then_some(info.etag))
     }
+}
+
+fn replaces_one_of(intent: &Intent, left: &HashSet<CloseId>) -> bool {
+    matches!(intent.before, Before::Closed(earlier) if left.contains(&earlier))
 }
 
 fn base_of(intent: &Intent, bases: &HashMap<CloseId, Base>) -> Base {

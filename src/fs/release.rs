@@ -146,6 +146,7 @@ impl Fs {
     }
 
     async fn close_at_last(&self, open: &FileHandle) -> Result<(), Errno> {
+        self.seal_before_closing(open.ino, &open.file).await?;
         let tree = self.tree.read().await;
         let io = open.file.io.lock().await;
         // Somebody may have opened it since, and emptied it: what that makes of it is published at

@@ -225,7 +225,10 @@ impl Fs {
 
     /// Makes the bucket have the file at its new key and not at its old one.
     async fn move_file(&self, plan: &Move, file: &OpenFile) -> Result<ETag, Errno> {
-        let staged = file.state.lock().staged.clone();
+        let (staged, untold) = {
+            let state = file.state.lock();
+            (state.staged.clone(), state.may_have_gone_up())
+        };
         let (object, kind) = {
             let namespace = self.namespace.lock();
             let inode = namespace.get(plan.ino).ok_or(Errno::ESTALE)?;
@@ -243,7 +246,7 @@ impl Fs {
                     }
                 };
                 let unasked = file.state.lock().unasked.take().is_some();
-                if object.is_some() || unasked {
+                if object.is_some() || unasked || untold {
                     self.keep_directory(plan.from_parent).await?;
                     self.delete(&plan.from).await?;
                 }

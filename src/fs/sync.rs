@@ -16,6 +16,10 @@ impl Fs {
     /// is written again.
     pub(super) async fn sync(&self, ino: Ino, file: &OpenFile) -> Result<(), Errno> {
         self.wait_turn(file).await;
+        if let Err(errno) = self.seal_before_closing(ino, file).await {
+            file.state.lock().fail(errno);
+            return Err(errno);
+        }
         let _tree = self.tree.read().await;
         let _io = file.quiet().await;
         self.sync_locked(ino, file).await

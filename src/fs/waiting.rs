@@ -345,23 +345,25 @@ impl Fs {
         let io = job.file.io.lock().await;
         match result {
             Ok(Outcome::InBucket(etag)) => self.closed_is_in_bucket(id, &job.file, etag),
-            Ok(Outcome::Prepared) => self.closed_is_prepared(id, &job.file),
+            Ok(Outcome::Prepared) => {
+                self.closed_is_prepared(id, &job.file);
+                self.writer_is_gone_from(job.ino); // as far as its directory is concerned
+            }
             Ok(Outcome::Gone) => self.forget_closed(id),
             Ok(Outcome::StoodFor) => {} // its entry goes with the later one's
             Err(errno) => {
                 let mut state = self.waiting.state.lock();
                 state.queue.failed(id);
-                if let Some(job) = state.jobs.get_mut(id)
-                    && !job.is_superseded()
-                {
-                    job.state = JobState::Failed;
-                }
+                let wanted = state.jobs.get_mut(id).filter(|job| !job.is_superseded());
+                let is_wanted = wanted.map(|job| job.state = JobState::Failed).is_some();
                 drop(state);
                 let mut state = job.file.state.lock();
                 if state.acknowledged.is_some_and(|now| now.id == id) {
                     state.fail(errno);
-                    drop(state);
-                    self.plan_retry();
+                }
+                drop(state);
+                if is_wanted {
+                    self.plan_retry(); // also of a version that is being written over
                 }
             }
         }

@@ -124,6 +124,31 @@ impl Fs {
         }
     }
 
+    /// Before a close takes `tree` and the inode's `io`, what it would seal with them: sealing
+    /// waits for uploads and other programs' closes, which take `tree` too. Behind somebody who
+    /// asked for `tree` alone they would wait for us, as he would.
+    pub(in crate::fs) async fn seal_before_closing(
+        &self,
+        ino: Ino,
+        file: &OpenFile,
+    ) -> Result<(), Errno> {
+        let hidden = self.writing_place(ino).is_some();
+        if hidden || !self.closes_something(ino, file) {
+            return Ok(());
+        }
+        self.seal_what_it_names(ino, file).await
+    }
+
+    /// Whether a close has anything to do. It changes nothing: a rename may hold the file's `io`.
+    fn closes_something(&self, ino: Ino, file: &OpenFile) -> bool {
+        let staged = {
+            let state = file.state.lock();
+            let fails = state.lost || state.stuck().is_some();
+            state.staged.clone().filter(|_| !fails && !state.holds_acknowledged())
+        };
+        staged.is_some_and(|staged| staged.is_dirty()) && self.is_to_upload(ino)
+    }
+
     /// At the close of a trainer's commit record: what it names is sealed and published first, so
     /// that a pointer is never visible before what it points to.
     pub(in crate::fs) async fn seal_what_it_names(
@@ -170,6 +195,7 @@ impl Fs {
     async fn seal_named(&self, checkpoint: &Arc<Checkpoint>) -> Result<(), Errno> {
         let deadline = self.clock.now() + self.checkpoints.config().commit_wait;
         self.hear(checkpoint, &Event::Named);
+        let _awaiting = self.hurry_uploads();
         self.commit_until(checkpoint, Sign::Sign, deadline).await
     }
 

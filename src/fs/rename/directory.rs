@@ -23,8 +23,15 @@ impl Fs {
         unasked: Option<Replace>,
     ) -> Result<(), Errno> {
         self.flush_records_below(plan.ino).await; // the records move as objects
-        self.wait_below(plan.ino).await?;
-        let _tree = self.tree.write().await;
+        let _tree = loop {
+            self.wait_below(plan.ino).await?;
+            let tree = self.tree.write().await;
+            // What was being closed meanwhile stands in the journal under its old name, and would
+            // come back there after a crash.
+            if !self.waits_below(plan.ino) {
+                break tree;
+            }
+        };
         let mut plan = self.with_keys(plan)?;
         if plan.from == plan.to {
             return Ok(());

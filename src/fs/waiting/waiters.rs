@@ -10,7 +10,7 @@ use crate::types::Ino;
 use crate::write::CloseId;
 
 /// While one lives, uploads give way to no writer.
-struct Awaiting<'a>(&'a Waiting);
+pub(in crate::fs) struct Awaiting<'a>(&'a Waiting);
 
 impl Drop for Awaiting<'_> {
     fn drop(&mut self) {
@@ -25,12 +25,18 @@ impl Fs {
         if done() {
             return;
         }
-        self.waiting.state.lock().awaited += 1;
-        let _awaiting = Awaiting(&self.waiting);
-        self.start_uploads();
+        let _awaiting = self.hurry_uploads();
         while !done() {
             let _ = changed.changed().await; // the sender is ours
         }
+    }
+
+    /// For whoever waits for uploads in another way.
+    pub(in crate::fs) fn hurry_uploads(&self) -> Awaiting<'_> {
+        self.waiting.state.lock().awaited += 1;
+        let awaiting = Awaiting(&self.waiting);
+        self.start_uploads();
+        awaiting
     }
 
     /// Before a file goes to the bucket by itself: whatever was closed before it was opened has
@@ -64,6 +70,16 @@ impl Fs {
             Some(job) => Err(job.file.state.lock().failed.map_or(Errno::EIO, |f| f.errno)),
             None => Ok(()),
         }
+    }
+
+    /// Whether something below a directory has yet to go up.
+    pub(in crate::fs) fn waits_below(&self, directory: Ino) -> bool {
+        let state = self.waiting.state.lock();
+        let live = state.jobs.values().filter(|job| job.is_live());
+        let live: Vec<Ino> = live.map(|job| job.ino).collect();
+        drop(state);
+        let namespace = self.namespace.lock();
+        live.into_iter().any(|ino| namespace.is_below(ino, directory))
     }
 
     /// Waits for one close to be in the bucket or to fail.
