@@ -15,6 +15,7 @@
 mod body;
 mod boundaries;
 mod call;
+mod compare;
 mod copy;
 mod count;
 mod date;

@@ -49,6 +49,7 @@ mod relist;
 mod rename;
 mod revalidate;
 mod sync;
+mod tree;
 mod waiting;
 
 use std::collections::VecDeque;
@@ -69,7 +70,7 @@ use crate::namespace::inode::Attributes;
 use crate::namespace::{DIRECTORY_BYTES, Defaults, Namespace};
 use crate::read::{ReadStatus, Reader};
 use crate::types::{Ino, Kind, Name};
-use crate::write::{Staged, WriteStatus, Writer};
+use crate::write::{Intent, Staged, WriteStatus, Writer};
 
 pub use attributes::{SetAttributes, SetMode};
 use checkpoints::Checkpoints;
@@ -199,8 +200,7 @@ pub struct Fs {
     clock: Arc<dyn Clock>,
     namespace: Mutex<Namespace>,
     handles: Handles,
-    /// Held shared by whatever uploads or removes a key, alone by a directory's rename.
-    tree: tokio::sync::RwLock<()>,
+    tree: tree::Tree,
     /// Files closed a moment ago whose staged content is still here, the oldest first.
     resting: Mutex<VecDeque<Ino>>,
     /// Open files that may still need bytes of the object they are a copy of.
@@ -213,6 +213,8 @@ pub struct Fs {
     checkpoints: Checkpoints,
     moves: Moves,
     waiting: Waiting,
+    /// What of an earlier daemon's acknowledged files the store could not take.
+    left: Mutex<Vec<Intent>>,
     recovered: Mutex<Recovered>,
     started: Instant,
     me: Weak<Fs>,
@@ -242,6 +244,7 @@ impl Fs {
             checkpoints,
             moves: Moves::default(),
             waiting: Waiting::new(),
+            left: Mutex::default(),
             recovered: Mutex::default(),
             started: clock.now(),
             me: me.clone(),
@@ -252,7 +255,7 @@ impl Fs {
             clock,
             namespace: Mutex::new(namespace),
             handles: Handles::default(),
-            tree: tokio::sync::RwLock::new(()),
+            tree: tree::Tree::new(),
             resting: Mutex::new(VecDeque::new()),
             copies: Mutex::new(Vec::new()),
             known: Mutex::default(),

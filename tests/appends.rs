@@ -5,10 +5,11 @@
 mod mounts;
 #[path = "support/steered.rs"]
 mod steered;
+#[path = "support/watched.rs"]
+mod watched;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,94 +17,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tempfile::TempDir;
-use trialfs::bucket::BucketError;
-use trialfs::bucket::memory::MemoryStore;
-use trialfs::clock::{self, ulid};
-use trialfs::config::Durability;
-use trialfs::fs::{Caller, Closer, Fs, Purpose};
+use trialfs::fs::Closer;
 use trialfs::types::Ino;
 
-use mounts::Setup;
-use steered::{Steer, Steered};
+use watched::{CALLER, LARGE, Node, Objects, PATIENCE, node};
 
-const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 0 };
-/// Its bytes do not fit into the journal.
-const LARGE: usize = 100 << 10;
-/// No test takes so long unless two uploads wait for each other.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Less than a log rests.
 const AT_ONCE: Duration = Duration::from_secs(4);
-
-/// After each request it looks at what is in the store.
-struct Watched<F> {
-    memory: Arc<MemoryStore>,
-    look: F,
-    /// It takes its time, and then nothing.
-    refuses: Arc<AtomicBool>,
-    /// A request waits to be refused.
-    holds: Arc<AtomicBool>,
-    /// What is refused is done all the same.
-    does: Arc<AtomicBool>,
-}
-
-impl<F> std::fmt::Debug for Watched<F> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Watched")
-    }
-}
-
-impl<F: Fn(Objects) + Send + Sync + 'static> Steer for Watched<F> {
-    async fn run<T: Send>(
-        &self,
-        act: impl Future<Output = Result<T, BucketError>> + Send,
-    ) -> Result<T, BucketError> {
-        tokio::time::sleep(Duration::from_millis(1)).await; // uploads overlap
-        if self.refuses.load(Ordering::SeqCst) {
-            self.holds.store(true, Ordering::SeqCst);
-            while self.refuses.load(Ordering::SeqCst) {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            if self.does.load(Ordering::SeqCst) {
-                let _ = act.await;
-            }
-            return Err(BucketError::Denied("this one".to_owned()));
-        }
-        let result = act.await;
-        (self.look)(self.memory.objects());
-        result
-    }
-}
-
-struct Node {
-    fs: Arc<Fs>,
-    memory: Arc<MemoryStore>,
-    refuses: Arc<AtomicBool>,
-    holds: Arc<AtomicBool>,
-    does: Arc<AtomicBool>,
-    _disk: Option<TempDir>,
-}
-
-/// After the daemon that had the directory died; its tasks may hold the journal yet.
-async fn mounted_again(dir: &Path, memory: &Arc<MemoryStore>) -> Node {
-    let mounted = async {
-        loop {
-            match node_at(dir, memory.clone(), |_| ()) {
-                Ok(node) => return node,
-                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
-        }
-    };
-    tokio::time::timeout(PATIENCE, mounted).await.unwrap()
-}
-
-type Objects = BTreeMap<String, bytes::Bytes>;
-
-fn node(look: impl Fn(Objects) + Send + Sync + 'static) -> Node {
-    let (disk, memory) = (TempDir::new().unwrap(), MemoryStore::new(clock::system()));
-    let node = node_at(disk.path(), memory, look).unwrap();
-    Node { _disk: Some(disk), ..node }
-}
 
 /// One whose log has a line that is in the bucket.
 async fn node_with_a_line(look: impl Fn(Objects) + Send + Sync + 'static) -> Node {
@@ -113,72 +33,15 @@ async fn node_with_a_line(look: impl Fn(Objects) + Send + Sync + 'static) -> Nod
     node
 }
 
-/// An error if another one has the directory.
-fn node_at(
-    dir: &Path,
-    memory: Arc<MemoryStore>,
-    look: impl Fn(Objects) + Send + Sync + 'static,
-) -> std::io::Result<Node> {
-    let clock = clock::system();
-    let (refuses, holds, does): (Arc<AtomicBool>, Arc<AtomicBool>, Arc<AtomicBool>) =
-        Default::default();
-    let hand = Watched {
-        memory: memory.clone(),
-        look,
-        refuses: refuses.clone(),
-        holds: holds.clone(),
-        does: does.clone(),
-    };
-    let store = Steered::new(memory.clone(), hand);
-    let id = ulid(&*clock);
-    let mut setup = Setup::new(store, clock, dir, id, PATIENCE);
-    setup.fs.durability = Durability::Local;
-    Ok(Node { fs: setup.mount()?.0, memory, refuses, holds, does, _disk: None })
-}
-
 impl Node {
-    /// A descriptor to write the file, which is made if there is none.
-    async fn open(&self, name: &str) -> u64 {
-        let (root, name) = (Ino::ROOT, OsStr::new(name));
-        let flags = libc::O_WRONLY | libc::O_APPEND;
-        match self.fs.lookup(root, name, |_| Purpose::Unknown).await {
-            Ok(entry) => self.fs.open(entry.stat.ino, flags, 0).await.unwrap().handle,
-            Err(_) => {
-                let flags = flags | libc::O_CREAT;
-                self.fs.create(root, name, 0o644, flags, CALLER).await.unwrap().1.handle
-            }
-        }
-    }
-
-    async fn close(&self, handle: u64, closer: Closer) {
-        self.fs.flush(handle, closer).await.unwrap();
-        self.fs.release(handle).await;
-    }
-
     async fn add(&self, name: &str, line: &[u8]) {
         let handle = self.open(name).await;
         self.fs.write(handle, 0, line).await.unwrap();
         self.close(handle, Closer::Living(0)).await;
     }
 
-    /// Until a request waits to be refused.
-    async fn is_held(&self) {
-        while !self.holds.load(Ordering::SeqCst) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-
-    async fn drain(&self) {
-        let drained = tokio::time::timeout(PATIENCE, self.fs.drain()).await;
-        assert_eq!(drained, Ok(0), "not all went up");
-    }
-
     fn uploads(&self) -> u64 {
         self.fs.status().write.uploads_done
-    }
-
-    fn object(&self, name: &str) -> Option<Vec<u8>> {
-        self.memory.objects().get(name).map(|body| body.to_vec())
     }
 
     async fn appears(&self, name: &str, body: &[u8]) {
@@ -288,147 +151,6 @@ async fn lines_that_were_acknowledged_outlive_a_writer_that_is_killed_after_a_cl
     node.add("log", b"four").await;
     node.drain().await;
     assert_eq!(node.object("log").unwrap(), b"onetwothreefour");
-}
-
-/// A version failed while the next one was written, which then went up: the failed one was tried
-/// again half a minute later, or at the unmount, and the log had lost all lines since.
-#[tokio::test]
-async fn a_version_that_failed_never_replaces_a_later_one() {
-    for synced in [false, true] {
-        let node = node(|_| ());
-        let first = node.open("log").await;
-        let log = node.fs.lookup(Ino::ROOT, OsStr::new("log"), |_| Purpose::Unknown).await;
-        node.fs.write(first, 0, b"one").await.unwrap();
-        node.refuses.store(true, Ordering::SeqCst);
-        node.close(first, Closer::Living(0)).await;
-        node.is_held().await;
-        let flags = libc::O_WRONLY | libc::O_APPEND;
-        let handle = node.fs.open(log.unwrap().stat.ino, flags, 0).await.unwrap().handle;
-        node.fs.write(handle, 0, b"two").await.unwrap();
-        node.refuses.store(false, Ordering::SeqCst);
-        while node.fs.status().write.uploads_failed == 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        if synced {
-            node.fs.fsync(handle).await.unwrap();
-        }
-        node.close(handle, Closer::Living(0)).await;
-        node.drain().await;
-        assert_eq!(node.object("log").unwrap(), b"onetwo", "synced: {synced}");
-    }
-}
-
-/// A log was closed by a child as well, and the daemon killed: the first close was brought to the
-/// bucket, with the file cut to what it was then, and the second found no file any more.
-#[test]
-fn a_file_that_was_closed_twice_is_recovered_as_it_was_closed_last() {
-    let (disk, memory) = (TempDir::new().unwrap(), MemoryStore::new(clock::system()));
-    let runtime = || tokio::runtime::Runtime::new().unwrap();
-    let mut log = vec![b'.'; LARGE];
-    let life = runtime();
-    life.block_on(async {
-        let node = node_at(disk.path(), memory.clone(), |_| ()).unwrap();
-        let handle = node.open("log").await;
-        node.fs.write(handle, 0, &log).await.unwrap();
-        node.refuses.store(true, Ordering::SeqCst);
-        node.fs.flush(handle, Closer::Living(0)).await.unwrap();
-        node.is_held().await;
-        node.fs.write(handle, LARGE as u64, b"more").await.unwrap();
-        node.fs.flush(handle, Closer::Living(0)).await.unwrap();
-    });
-    life.shutdown_background();
-    log.extend(b"more");
-    runtime().block_on(async {
-        let node = mounted_again(disk.path(), &memory).await;
-        let recovered = node.fs.recover().await;
-        assert_eq!((recovered.left, recovered.quarantined), (0, 0));
-        assert!(node.object("log") == Some(log));
-    });
-}
-
-/// The first version could not be recovered, and the second went to quarantine in its place; at the
-/// next mount the first was the file.
-#[test]
-fn a_version_that_is_to_replace_one_that_is_not_recovered_stays_in_the_journal_with_it() {
-    let (disk, memory) = (TempDir::new().unwrap(), MemoryStore::new(clock::system()));
-    let runtime = || tokio::runtime::Runtime::new().unwrap();
-    let life = runtime();
-    life.block_on(async {
-        let node = node_at(disk.path(), memory.clone(), |_| ()).unwrap();
-        let (log, other) = (node.open("log").await, node.open("other").await);
-        let there = node.fs.lookup(Ino::ROOT, OsStr::new("log"), |_| Purpose::Unknown).await;
-        node.refuses.store(true, Ordering::SeqCst);
-        node.fs.write(log, 0, b"one").await.unwrap();
-        node.close(log, Closer::Living(0)).await;
-        node.is_held().await;
-        node.fs.write(other, 0, b"other").await.unwrap();
-        node.close(other, Closer::Living(0)).await;
-        let flags = libc::O_WRONLY | libc::O_APPEND;
-        let log = node.fs.open(there.unwrap().stat.ino, flags, 0).await.unwrap().handle;
-        node.fs.write(log, 0, b"two").await.unwrap();
-        node.close(log, Closer::Living(0)).await;
-    });
-    life.shutdown_background();
-    let life = runtime();
-    life.block_on(async {
-        let node = mounted_again(disk.path(), &memory).await;
-        node.refuses.store(true, Ordering::SeqCst);
-        let heals = async {
-            node.is_held().await; // what goes first is refused, and nothing after it
-            node.refuses.store(false, Ordering::SeqCst);
-        };
-        let (recovered, ()) = tokio::join!(node.fs.recover(), heals);
-        assert!(recovered.left >= 2, "{recovered:?}");
-        assert_eq!(recovered.quarantined, 0);
-    });
-    life.shutdown_background();
-    runtime().block_on(async {
-        let node = mounted_again(disk.path(), &memory).await;
-        let recovered = node.fs.recover().await;
-        assert_eq!((recovered.left, recovered.quarantined), (0, 0));
-        assert_eq!(node.object("log").unwrap(), b"onetwo");
-    });
-}
-
-/// The answer to its upload was lost, and it is removed: nobody asked the store to remove it.
-#[tokio::test]
-async fn a_file_whose_upload_was_never_answered_does_not_come_back_after_it_was_removed() {
-    let node = node(|_| ());
-    let handle = node.open("log").await;
-    node.fs.write(handle, 0, b"one").await.unwrap();
-    node.refuses.store(true, Ordering::SeqCst);
-    node.close(handle, Closer::Living(0)).await;
-    node.is_held().await;
-    node.does.store(true, Ordering::SeqCst);
-    node.refuses.store(false, Ordering::SeqCst);
-    while node.fs.status().write.uploads_failed == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    assert_eq!(node.object("log").unwrap(), b"one");
-    node.fs.unlink(Ino::ROOT, OsStr::new("log")).await.unwrap();
-    assert_eq!(node.object("log"), None, "it came back");
-}
-
-/// It was being written over as it failed: nobody tried it again.
-#[tokio::test(start_paused = true)]
-async fn a_version_that_failed_while_it_was_written_over_is_tried_again() {
-    let node = node(|_| ());
-    let first = node.open("log").await;
-    let log = node.fs.lookup(Ino::ROOT, OsStr::new("log"), |_| Purpose::Unknown).await;
-    node.fs.write(first, 0, b"one").await.unwrap();
-    node.refuses.store(true, Ordering::SeqCst);
-    node.close(first, Closer::Living(0)).await;
-    node.is_held().await;
-    let flags = libc::O_WRONLY | libc::O_APPEND;
-    let handle = node.fs.open(log.unwrap().stat.ino, flags, 0).await.unwrap().handle;
-    node.refuses.store(false, Ordering::SeqCst);
-    let there = async {
-        while node.object("log").as_deref() != Some(b"one") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, there).await.expect("it is tried again");
-    node.close(handle, Closer::Living(0)).await;
 }
 
 /// Its upload had begun, and waited for the file as that was opened to be written anew: so it went

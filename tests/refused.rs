@@ -83,3 +83,34 @@ async fn what_was_acknowledged_is_not_lost_with_an_unlink_that_is_refused() {
     fs.unlink(Ino::ROOT, name).await.unwrap();
     assert!(!has(b"two"));
 }
+
+/// The close of one of its files had failed, and a record that names the checkpoint committed it
+/// without that file.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_of_which_a_close_failed_is_not_committed_by_a_record_that_names_it() {
+    let clock: Arc<dyn Clock> = Arc::new(TestClock::default());
+    let (objects, refuses) = (MemoryStore::new(clock.clone()), Refuses::default());
+    let store = Steered::new(objects.clone(), refuses.clone());
+    let (disk, id) = (tempfile::tempdir().unwrap(), ulid(&*clock));
+    let mut setup = Setup::new(store, clock, disk.path(), id, Duration::from_secs(30));
+    setup.fs.checkpoints.commit_wait = Duration::from_secs(3);
+    let fs = setup.mount().unwrap().0;
+    let directory = "checkpoint_2026-01-01_00-00-00.000001";
+    let top = fs.mkdir(Ino::ROOT, OsStr::new(directory), 0o755, CALLER).await.unwrap().stat.ino;
+    let mut files = Vec::new();
+    for name in ["whole.pt", "failed.pt"] {
+        let made = fs.create(top, OsStr::new(name), 0o644, REPLACE, CALLER).await.unwrap();
+        files.push(made.1.handle);
+    }
+    write(&fs, files[0], b"whole").await.unwrap();
+    refuses.0.store(true, Ordering::SeqCst);
+    write(&fs, files[1], b"failed").await.unwrap_err();
+    refuses.0.store(false, Ordering::SeqCst);
+    let name = OsStr::new("checkpoint_manager_snapshot.json");
+    let record = fs.create(Ino::ROOT, name, 0o644, REPLACE, CALLER).await.unwrap().1.handle;
+    let body = format!(r#"{{"checkpoint_results": [{{"checkpoint_dir_name": "{directory}"}}]}}"#);
+    assert_eq!(write(&fs, record, body.as_bytes()).await, Err(Errno::EIO));
+    let shown = objects.objects();
+    let shown = shown.keys().find(|key| key.ends_with(".pt") || key.ends_with(".json"));
+    assert_eq!(shown, None, "a part of it is shown, or a pointer to it");
+}

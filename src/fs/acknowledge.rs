@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use super::Fs;
+use super::checkpoints::CloseAs;
 use super::error::Errno;
 use super::handles::{Acknowledged, OpenFile};
 use super::waiting::{FILES_MAX, Job, Superseded, role_of};
@@ -41,26 +42,20 @@ impl Fs {
     /// close(2). Where the local disk can't keep the file, or keeps too much already, it returns
     /// when the bucket has it, as without `--durability local`.
     pub(super) async fn close(&self, ino: Ino, file: &Arc<OpenFile>) -> Result<(), Errno> {
+        let mut sealed = None;
         if self.acknowledges_locally() {
-            self.seal_before_closing(ino, file).await?;
-            let _tree = self.tree.read().await;
-            let _io = file.io.lock().await;
+            let _held = self.close_at(ino, file, CloseAs::Local, &mut sealed).await?;
             if self.acknowledge(ino, file).await? != Close::Upload {
                 return Ok(());
             }
         }
-        self.sync(ino, file).await
+        self.sync(ino, file, sealed).await
     }
 
-    /// At the release of the last writer: what was written since its close. Where it may have been
-    /// mapped nothing but the bytes tells of that.
-    pub(super) async fn close_again(
-        &self,
-        ino: Ino,
-        file: &Arc<OpenFile>,
-        mapped: bool,
-    ) -> Result<Close, Errno> {
-        let staged = file.state.lock().staged.clone().filter(|_| mapped);
+    /// At the release of the last writer of a file that may have been mapped: notes whether it was
+    /// written since its close, of which nothing but the bytes may tell.
+    pub(super) async fn note_stores(&self, file: &OpenFile) -> Result<(), Errno> {
+        let staged = file.state.lock().staged.clone();
         let kept = staged.filter(|staged| file.is_acknowledged() && staged.kept().is_some());
         if let Some(staged) = kept
             && !staged.is_as_acknowledged().await?
@@ -68,11 +63,11 @@ impl Fs {
         {
             now.stale = true;
         }
-        self.acknowledge(ino, file).await
+        Ok(())
     }
 
-    /// The caller holds `tree` and the inode's `io`.
-    async fn acknowledge(&self, ino: Ino, file: &Arc<OpenFile>) -> Result<Close, Errno> {
+    /// The caller works at the inode and holds its `io`.
+    pub(super) async fn acknowledge(&self, ino: Ino, file: &Arc<OpenFile>) -> Result<Close, Errno> {
         if file.state.lock().lost {
             return Err(Errno::EIO); // its transaction is gone: nothing of it is kept by a close
         }
@@ -99,8 +94,6 @@ impl Fs {
         }
         if let Some(place) = &place {
             staged.set_key(place.key());
-        } else {
-            self.seal_what_it_names(ino, file).await?;
         }
         match self.put_in_journal(ino, file, &staged, place.is_some()).await {
             Ok(()) => Ok(Close::Acknowledged),
@@ -118,6 +111,8 @@ impl Fs {
         staged: &Arc<Staged>,
         in_transaction: bool,
     ) -> Result<(), Errno> {
+        let name = self.namespace.lock().key(ino).ok_or(Errno::ESTALE)?;
+        self.give_up_left(&name).await?;
         let opened = file.state.lock().opened;
         let (before, superseded) = self.earlier_closes(ino, file, in_transaction);
         let gone = superseded.iter().filter(|(_, how)| *how == Superseded::EntryGone);

@@ -157,7 +157,7 @@ impl Fs {
         if open {
             return Ok(());
         }
-        let synced = self.sync(ino, file).await;
+        let synced = self.sync(ino, file, None).await;
         let _io = file.io.lock().await;
         self.settle(ino, file);
         synced

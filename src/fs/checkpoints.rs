@@ -52,6 +52,7 @@ use crate::types::{Ino, Key, Name};
 use crate::write::Prepared;
 
 pub use explicit::{ACCEPT_TORN, COMMIT_XATTR, Losses, STATE_XATTR};
+pub(in crate::fs) use explicit::{CloseAs, Named};
 pub use gc::{LEFT_OVER_MIN, Sweep, Swept};
 pub(in crate::fs) use observe::{Sealed, Settled, Unsealed};
 pub use place::Place;

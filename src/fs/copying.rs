@@ -41,12 +41,12 @@ impl Fs {
         if !same_place || to.mode != IoMode::Direct || self.writing_place(to.ino).is_some() {
             return Err(Errno::EOPNOTSUPP);
         }
-        let tree = self.tree.read().await;
+        let work = self.work_at_both(from.ino, to.ino).await;
         let (source, _io) = both(&from, &to).await;
         let Some((staged, taken, bytes)) = self.take(&from, &to, copy)? else {
             return Err(Errno::EOPNOTSUPP);
         };
-        drop((tree, source)); // who opens or removes the source need not wait for the copy
+        drop((work, source)); // who opens or removes the source need not wait for the copy
         match staged.copy_taken(taken).await? {
             Copied::Done => Ok(bytes),
             Copied::Refused => Err(Errno::EOPNOTSUPP),

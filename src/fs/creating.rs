@@ -221,8 +221,12 @@ impl Fs {
     ) -> Result<Uploaded, Errno> {
         let unasked = file.state.lock().unasked;
         let key = self.namespace.lock().key(ino);
+        let send = async || match condition {
+            Condition::Always => staged.upload(condition).await,
+            _ => staged.upload_again(condition).await, // it failed before
+        };
         let Some((made, key)) = unasked.zip(key) else {
-            return staged.upload(condition).await.map_err(Errno::from);
+            return send().await.map_err(Errno::from);
         };
         let small = staged.size().is_ok_and(|size| size <= PUT_BYTES_MAX);
         let told = small && self.bucket.capabilities().create_sees_directories;
@@ -276,7 +280,7 @@ impl Fs {
                     }
                     Found::File(_) | Found::Records | Found::Nothing => {}
                 }
-                staged.upload(condition).await?
+                send().await?
             }
             Err(error) => return Err(error.into()),
         };

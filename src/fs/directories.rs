@@ -13,6 +13,7 @@ use super::handles::{Handle, OpenDirectory, Snapshot, SnapshotEntry};
 use super::learning::{learn_directory, learn_file, learn_listing};
 use super::parts::{Parts, Teller};
 use super::records::transactions_in;
+use super::tree::Range;
 use super::{Caller, Entry, Fs, name_of};
 use crate::bucket::{BucketError, Condition, Metadata, PageReader};
 use crate::checkpoint::record::RelPath;
@@ -324,18 +325,22 @@ impl Fs {
         caller: Caller,
     ) -> Result<Entry, Errno> {
         let _waiting = self.wait_at(parent);
-        let (name, key) = self.new_name(parent, name)?;
-        self.free_name(&key).await?;
-        self.room_for_a_name().await?;
-        let marker = Key::new(format!("{key}/"));
-        if !marker.fits() {
-            return Err(Errno::ENAMETOOLONG);
-        }
-        let place = self.writing_place_of_new(parent, &name, Kind::Directory);
-        if let Some(place) = &place {
-            self.begin(place, caller.pid).await?;
-        }
-        let _tree = self.tree.read().await;
+        let (name, marker, place, _work) = loop {
+            let (name, key) = self.free_new_name(parent, name).await?;
+            self.room_for_a_name().await?;
+            let marker = Key::new(format!("{key}/"));
+            if !marker.fits() {
+                return Err(Errno::ENAMETOOLONG);
+            }
+            let place = self.writing_place_of_new(parent, &name, Kind::Directory);
+            if let Some(place) = &place {
+                self.begin(place, caller.pid).await?;
+            }
+            let work = self.work_at(parent).await;
+            if self.is_key_of(parent, &name, &key) {
+                break (name, marker, place, work);
+            }
+        };
         // In a transaction nothing shows before the commit.
         let keeps_markers = self.bucket.capabilities().markers && place.is_none();
         let asked = self.namespace.lock().asked(self.clock.now());
@@ -377,6 +382,7 @@ impl Fs {
             }
             ino
         };
+        let _ = self.give_up_left(&marker).await; // said there
         if let Some(place) = place.filter(|place| place.rel.is_root()) {
             self.root_is(&place.checkpoint, ino);
         }
@@ -389,10 +395,11 @@ impl Fs {
         self.writable()?;
         let name = name_of(name)?;
         let ino = self.resolve(parent, &name).await?.ok_or(Errno::ENOENT)?;
-        let _tree = self.tree.write().await;
+        let _alone = self.have_alone(Range { directory: ino, parent, to: None }).await;
         if self.namespace.lock().get(ino).is_none_or(|inode| inode.kind != Kind::Directory) {
             return Err(Errno::ENOTDIR);
         }
+        let key = self.namespace.lock().key(ino).ok_or(Errno::ENOENT)?;
         self.finish_renames_at(ino).await?;
         let place = self.place(ino);
         if let Some(place) = &place {
@@ -410,11 +417,12 @@ impl Fs {
             namespace.touch_directory(parent, wall);
         }
         self.unrecord(parent, name.as_str());
+        let _ = self.give_up_left(&key).await; // said there
         Ok(())
     }
 
     /// Removes what keeps an empty directory in the bucket. ENOTEMPTY if it is not. The caller
-    /// holds `tree` alone.
+    /// has it alone.
     pub(super) async fn remove_empty(&self, ino: Ino) -> Result<(), Errno> {
         let key = {
             let namespace = self.namespace.lock();
@@ -522,6 +530,26 @@ impl Fs {
             return Err(Errno::ENAMETOOLONG);
         }
         Ok((name, key))
+    }
+
+    /// The same, of what is made: no directory above it is being renamed, and nothing that is on
+    /// its way to another name keeps it from being made. Whether the key is still the name's must
+    /// be asked once work at the parent began.
+    pub(super) async fn free_new_name(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+    ) -> Result<(Name, Key), Errno> {
+        drop(self.work_at(parent).await);
+        let (name, key) = self.new_name(parent, name)?;
+        self.free_name(&key).await?;
+        Ok((name, key))
+    }
+
+    /// Whether a name that is made has the key that it had before: else a directory above it was
+    /// renamed.
+    pub(super) fn is_key_of(&self, parent: Ino, name: &Name, key: &Key) -> bool {
+        self.namespace.lock().child_key(parent, name).as_ref() == Some(key)
     }
 
     /// Attributes of what a caller makes.

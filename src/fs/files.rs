@@ -16,7 +16,7 @@ use super::error::Errno;
 use super::handles::{Backing, FileHandle, Handle, IoMode, OpenFile, Passing};
 use super::processes::holds_for_writing;
 use super::revalidate::SMALL_BYTES_MAX;
-use super::{Caller, Entry, Fs};
+use super::{Caller, Entry, Fs, name_of};
 use crate::bucket::Metadata;
 use crate::read::{ReadError, Version};
 use crate::types::{Ino, Kind};
@@ -278,18 +278,21 @@ impl Fs {
         caller: Caller,
     ) -> Result<(Entry, Opened), Errno> {
         let _waiting = self.wait_at(parent);
-        let (name, key) = self.new_name(parent, name)?;
-        let unasked = self.unasked.take(parent, &name) && flags & libc::O_EXCL == 0;
-        self.free_name(&key).await?;
+        let unasked = self.unasked.take(parent, &name_of(name)?) && flags & libc::O_EXCL == 0;
         self.room_for_a_name().await?;
         let _room = self.place_to_write().await?; // before anything that a close may want
-        let place = self.writing_place_of_new(parent, &name, Kind::File);
-        let mut within = None;
-        if let Some(place) = &place {
-            within = Some(self.begin(place, caller.pid).await?);
-        }
-        let key = place.as_ref().map_or(key, Place::key);
-        let _tree = self.tree.read().await;
+        let (name, key, place, within, _work) = loop {
+            let (name, key) = self.free_new_name(parent, name).await?;
+            let place = self.writing_place_of_new(parent, &name, Kind::File);
+            let mut within = None;
+            if let Some(place) = &place {
+                within = Some(self.begin(place, caller.pid).await?);
+            }
+            let work = self.work_at(parent).await;
+            if self.is_key_of(parent, &name, &key) {
+                break (name, place.as_ref().map_or(key, Place::key), place, within, work);
+            }
+        };
         let mut base = None;
         // In a transaction nothing shows before the commit: exclusive is, who is first here.
         if flags & libc::O_EXCL != 0 && place.is_none() {
@@ -442,7 +445,7 @@ impl Fs {
     /// fsync(2): the object, and what is recorded of it.
     pub async fn fsync(&self, handle: u64) -> Result<(), Errno> {
         let open = self.handles.file(handle)?;
-        self.sync(open.ino, &open.file).await?;
+        self.sync(open.ino, &open.file, None).await?;
         let parent = self.namespace.lock().get(open.ino).map(|inode| inode.parent);
         match parent {
             Some(parent) => self.flush_record(parent).await,

@@ -128,6 +128,8 @@ pub struct OpenState {
     /// It was made without asking what stands at its name: its first upload does. Mode, owner and
     /// group that it was made with.
     pub unasked: Option<Access>,
+    /// An upload of it may have been done at its name, though none was seen to come through.
+    pub untold: bool,
     /// The transaction that it was opened in to be written.
     pub written_in: Option<TxnId>,
     /// It was part of a transaction that is lost: its bytes go to the quarantine.
@@ -189,10 +191,17 @@ impl OpenState {
         self.failed = Some(Failure { errno, stamp });
     }
 
-    /// Whether the bucket may have a version of it that no answer told of.
-    pub fn may_have_gone_up(&self) -> bool {
+    /// Whether the bucket may have an object at its name that nobody asked for, or that no answer
+    /// told of. Once so it stays so, until that is gone.
+    pub fn may_be_in_bucket(&mut self) -> bool {
         let aside = self.aside.iter().map(|(_, staged)| staged);
-        self.staged.iter().chain(aside).any(|staged| staged.may_have_gone_up())
+        self.untold |= self.staged.iter().chain(aside).any(|staged| staged.may_have_gone_up());
+        self.untold || self.unasked.is_some()
+    }
+
+    /// Nothing is in the bucket at its name, or what was is gone.
+    pub fn is_not_in_bucket(&mut self) {
+        (self.untold, self.unasked) = (false, None);
     }
 
     /// The failure that close, fsync and rename repeat: of a file that was not written since.

@@ -36,7 +36,7 @@ impl Fs {
     }
 
     async fn unlink_shared(&self, parent: Ino, ino: Ino, file: &OpenFile) -> Result<(), Errno> {
-        let _tree = self.tree.read().await;
+        let _work = self.work_at(parent).await;
         let _io = file.quiet().await;
         let (key, in_bucket) = {
             let namespace = self.namespace.lock();
@@ -55,8 +55,8 @@ impl Fs {
         self.preserve(ino, file).await?;
         self.complete_copies(|source| *source == key).await;
         let (staged, unasked) = {
-            let state = file.state.lock();
-            (state.staged.clone(), state.unasked.is_some() || state.may_have_gone_up())
+            let mut state = file.state.lock();
+            (state.staged.clone(), state.may_be_in_bucket())
         };
         let held = staged.as_deref().map(Staged::hold_back);
         if let Some(staged) = &staged {
@@ -72,6 +72,7 @@ impl Fs {
             (None, None) => Ok(()),
         }?;
         held.into_iter().for_each(HeldBack::for_good);
+        let _ = self.give_up_left(&key).await; // said there
         self.forget_content(ino, file, &key);
         self.leave_journal(file).await?;
         let wall = self.wall();
@@ -216,18 +217,25 @@ impl Fs {
         caller: Caller,
     ) -> Result<Ino, Errno> {
         let _waiting = self.wait_at(parent);
-        let (name, key) = self.new_name(parent, name)?;
-        if kind != Kind::File && !self.can_record_in(&self.namespace.lock(), parent) {
-            return Err(Errno::ENAMETOOLONG); // a listing would show a file
-        }
-        self.free_name(&key).await?;
-        if let Some(place) = self.writing_place_of_new(parent, &name, kind) {
+        let (name, key, place, work) = loop {
+            let (name, key) = self.free_new_name(parent, name).await?;
+            if kind != Kind::File && !self.can_record_in(&self.namespace.lock(), parent) {
+                return Err(Errno::ENAMETOOLONG); // a listing would show a file
+            }
+            let place = self.writing_place_of_new(parent, &name, kind);
+            if let Some(place) = &place {
+                self.begin(place, caller.pid).await?;
+            }
+            let work = self.work_at(parent).await;
+            if self.is_key_of(parent, &name, &key) {
+                break (name, key, place, work);
+            }
+        };
+        if let Some(place) = place {
             let mut attributes = self.new_attributes(parent, kind, mode, caller);
             attributes.rdev = rdev;
-            self.begin(&place, caller.pid).await?;
             return self.make_in(parent, &name, &place, kind, attributes, body).await;
         }
-        let tree = self.tree.read().await;
         let metadata = kind_metadata(kind);
         let body = Bytes::copy_from_slice(body.as_bytes());
         let size = body.len() as u64;
@@ -247,7 +255,7 @@ impl Fs {
             namespace.touch_directory(parent, self.wall());
             ino
         };
-        drop(tree);
+        drop(work);
         self.record_attributes(ino);
         if kind != Kind::File {
             // Other nodes' listings can't tell it from a file without the record.
@@ -257,6 +265,7 @@ impl Fs {
     }
 
     /// The same in a transaction: it exists on this node at once, for others from the commit on.
+    /// The caller works at the parent.
     async fn make_in(
         &self,
         parent: Ino,
@@ -266,7 +275,6 @@ impl Fs {
         attributes: Attributes,
         body: &str,
     ) -> Result<Ino, Errno> {
-        let _tree = self.tree.read().await;
         let staged = self.writer.stage(place.key(), None)?;
         staged.set_metadata(kind_metadata(kind));
         staged.write(0, body.as_bytes()).await?;
@@ -306,7 +314,10 @@ impl Fs {
             },
         };
         match self.bucket.put(key, body, &condition, metadata).await {
-            Ok(written) => Ok(written.etag),
+            Ok(written) => {
+                let _ = self.give_up_left(key).await; // said there
+                Ok(written.etag)
+            }
             Err(BucketError::Precondition) => Err(Errno::EEXIST),
             Err(error) => Err(error.into()),
         }

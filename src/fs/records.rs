@@ -295,7 +295,7 @@ impl Fs {
 
     /// Writes our record of one directory if it changed.
     pub(super) async fn flush_record(&self, directory: Ino) -> Result<(), Errno> {
-        let _tree = self.tree.read().await;
+        let _work = self.work_at(directory).await;
         let (must_load, dirty) = {
             let namespace = self.namespace.lock();
             let Some(inode) = namespace.get(directory) else { return Ok(()) };

@@ -12,7 +12,8 @@
 //!    may point to.
 //! 3. A file of a checkpoint directory that was not committed goes to quarantine: the transaction
 //!    is lost as a whole.
-//! 4. What the store can't take now stays in the journal, for the next mount.
+//! 4. What the store can't take now stays in the journal, for the next mount; once its name is used
+//!    anew or removed it goes to quarantine, since it would replace that, or come back.
 //!
 //! Cost: an upload for each file; a HEAD and a GET more where the bucket has something else.
 
@@ -23,6 +24,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
 use super::Fs;
+use super::error::Errno;
 use super::waiting::role_of;
 use crate::bucket::{BucketError, Condition, Metadata};
 use crate::namespace::attrs::{AttrsRecord, RECORD_BYTES_MAX, Recorded, record_key};
@@ -31,8 +33,6 @@ use crate::write::{Adopted, Before, CloseId, Intent, Next, Queue, Staged, Why, W
 
 /// Files on their way at a time.
 const UPLOADS_MAX: usize = 16;
-/// An object is compared in pieces of this size.
-const COMPARE_BYTES: u64 = 8 << 20;
 
 /// What became of what an earlier daemon left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
@@ -122,6 +122,8 @@ impl Fs {
             }
             let Some((intent, outcome)) = running.next().await else {
                 done.left = left.len() as u64;
+                let left = all.values().filter(|intent| left.contains(&intent.id));
+                *self.left.lock() = left.cloned().collect();
                 return self.end(done, attributes).await;
             };
             match outcome {
@@ -222,8 +224,8 @@ impl Fs {
         };
         let etag = match uploaded {
             Ok(etag) => etag,
-            Err(WriteError::Bucket(BucketError::Precondition | BucketError::NotFound)) => {
-                match self.is_in_bucket(intent).await? {
+            Err(error) if error.is_refusal() => {
+                match self.bucket.find_same(&intent.key, intent.size, intent.crc).await? {
                     Some(etag) => etag,
                     None => {
                         self.writer.set_aside(staged, Why::ChangedElsewhere).await?;
@@ -252,7 +254,7 @@ impl Fs {
         intent: &Intent,
         staged: Arc<Staged>,
     ) -> Result<Outcome, WriteError> {
-        match self.is_in_bucket(intent).await? {
+        match self.bucket.find_same(&intent.key, intent.size, intent.crc).await? {
             Some(etag) => {
                 self.spent(intent, staged, etag.clone());
                 Ok(Outcome::Gone(Base::Version(etag)))
@@ -267,7 +269,7 @@ impl Fs {
     /// What the next version of a file is to replace, of which this one is here no more: what this
     /// one made if it went up, else what it was to replace.
     async fn recover_base(&self, intent: &Intent, base: Base) -> Result<Outcome, WriteError> {
-        let base = match self.is_in_bucket(intent).await? {
+        let base = match self.bucket.find_same(&intent.key, intent.size, intent.crc).await? {
             Some(etag) => Base::Version(etag),
             None if self.base_now(&intent.key).await? == base => base,
             None => Base::Conflict,
@@ -278,35 +280,50 @@ impl Fs {
         Ok(Outcome::Gone(base))
     }
 
+    /// Something was made of a name, or it went: what is left of it, and of what was below it, has
+    /// no place any more.
+    pub(super) async fn give_up_left(&self, key: &Key) -> Result<(), Errno> {
+        let path = key.as_str().trim_end_matches('/');
+        let is_used = |left: &Key| {
+            let below = left.as_str().strip_prefix(path);
+            below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
+        };
+        loop {
+            // Of two that share a file the later one, which has all that it holds, goes first.
+            let last = {
+                let mut left = self.left.lock();
+                let at = left.iter().rposition(|intent| is_used(&intent.key));
+                at.map(|at| left.remove(at))
+            };
+            let Some(intent) = last else { return Ok(()) };
+            tracing::warn!(key = %intent.key, "its name was used before it was recovered");
+            if let Err(error) = self.set_left_aside(&intent).await {
+                tracing::error!(key = %intent.key, %error, "it may come back at the next mount");
+                let mut left = self.left.lock();
+                left.push(intent);
+                left.sort_by_key(|intent| intent.id);
+                return Err(error.into());
+            }
+        }
+    }
+
+    async fn set_left_aside(&self, intent: &Intent) -> Result<(), WriteError> {
+        match self.writer.adopt(intent).await? {
+            Adopted::Here(staged) => self.writer.set_aside(staged, Why::ChangedElsewhere).await,
+            Adopted::InBucket | Adopted::Changed => {
+                let journal = self.writer.journal_if_any();
+                journal.into_iter().for_each(|journal| journal.remove_soon(vec![intent.id]));
+                Ok(())
+            }
+        }
+    }
+
     async fn base_now(&self, key: &Key) -> Result<Base, BucketError> {
         match self.bucket.head(key).await {
             Ok(info) => Ok(Base::Version(info.etag)),
             Err(BucketError::NotFound) => Ok(Base::Absent),
             Err(error) => Err(error),
         }
-    }
-
-    /// The object, if it has the very bytes.
-    async fn is_in_bucket(&self, intent: &Intent) -> Result<Option<ETag>, BucketError> {
-        let info = match self.bucket.head(&intent.key).await {
-            Ok(info) if info.size == intent.size => info,
-            Ok(_) | Err(BucketError::NotFound | BucketError::WrongKind) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
-        let mut at = 0;
-        while at < info.size {
-            let range = at..(at + COMPARE_BYTES).min(info.size);
-            match self.bucket.get_bytes(&intent.key, range, Some(&info.etag)).await {
-                Ok((_, body)) if !body.is_empty() => {
-                    digest.update(&body);
-                    at += body.len() as u64;
-                }
-                Ok(_) | Err(BucketError::NotFound | BucketError::Precondition) => return Ok(None),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok((digest.finalize() == intent.crc).then_some(info.etag))
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::Fs;
 use super::acknowledge::Close;
 use super::attributes::Content;
+use super::checkpoints::CloseAs;
 use super::error::Errno;
 use super::handles::{FileHandle, Handle, IoMode, OpenFile};
 use crate::bucket::BucketError;
@@ -146,29 +147,37 @@ impl Fs {
     }
 
     async fn close_at_last(&self, open: &FileHandle) -> Result<(), Errno> {
-        self.seal_before_closing(open.ino, &open.file).await?;
-        let tree = self.tree.read().await;
-        let io = open.file.io.lock().await;
-        // Somebody may have opened it since, and emptied it: what that makes of it is published at
-        // its own close.
-        let (mapped, staged) = {
-            let mut state = open.file.state.lock();
-            if state.writers > 0 {
-                return Ok(());
-            }
-            (std::mem::take(&mut state.mapped), state.staged.clone())
+        if open.file.state.lock().writers > 0 {
+            return Ok(()); // see below
+        }
+        let why = match self.acknowledges_locally() {
+            true => CloseAs::Local,
+            false => CloseAs::Upload,
         };
-        let checked = match staged {
+        let (mut sealed, mut checked) = (None, Ok(()));
+        let held = loop {
+            let held = self.close_at(open.ino, &open.file, why, &mut sealed).await?;
+            // Somebody may have opened it since, and emptied it: what that makes of it is published
+            // at its own close.
+            let (mapped, staged) = {
+                let mut state = open.file.state.lock();
+                if state.writers > 0 {
+                    return Ok(());
+                }
+                (std::mem::take(&mut state.mapped), state.staged.clone())
+            };
+            let Some(staged) = staged.filter(|_| mapped) else { break held };
             // What waits for the bucket is compared with what was acknowledged.
-            Some(staged) if mapped && !open.file.is_acknowledged() => {
-                staged.recheck().await.map_err(Errno::from)
-            }
-            _ => Ok(()),
+            checked = match open.file.is_acknowledged() {
+                true => self.note_stores(&open.file).await,
+                false => staged.recheck().await.map_err(Errno::from),
+            };
+            drop(held); // it may be dirty now
         };
         if !self.acknowledges_locally() {
             return checked.and(self.sync_locked(open.ino, &open.file).await);
         }
-        let closed = self.close_again(open.ino, &open.file, mapped).await?;
+        let closed = self.acknowledge(open.ino, &open.file).await?;
         self.supersede_earlier(open.ino, &open.file).await;
         checked?;
         if closed != Close::Upload {
@@ -177,10 +186,9 @@ impl Fs {
         if self.writing_place(open.ino).is_some() {
             return self.sync_locked(open.ino, &open.file).await; // which shows nothing
         }
-        drop((tree, io)); // its earlier versions go up before it
+        drop(held); // its earlier versions go up before it
         self.wait_turn(&open.file).await;
-        let _tree = self.tree.read().await;
-        let _io = open.file.quiet().await;
+        let _held = self.close_at(open.ino, &open.file, CloseAs::Upload, &mut sealed).await?;
         let is_anothers = {
             let state = open.file.state.lock();
             state.writers > 0 || state.holds_acknowledged()

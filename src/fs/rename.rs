@@ -157,7 +157,7 @@ impl Fs {
     async fn rename_file(&self, plan: Move) -> Result<(), Errno> {
         let file = self.handles.shared(plan.ino);
         self.wait_turn(&file).await;
-        let _tree = self.tree.read().await;
+        let _work = self.work_at_both(plan.from_parent, plan.to_parent).await;
         let target = plan.target.map(|ino| (ino, self.handles.shared(ino)));
         let result = self.rename_file_shared(plan, &file, target.as_ref()).await;
         if let Some((ino, shared)) = target {
@@ -209,6 +209,9 @@ impl Fs {
                 self.move_in_transaction(plan.ino, file, from, to).await?
             }
         };
+        for key in [&plan.from, &plan.to] {
+            let _ = self.give_up_left(key).await; // said there
+        }
         self.leave_journal(file).await?;
         if let Some((ino, other)) = target {
             self.forget_content(*ino, other, &plan.to);
@@ -226,8 +229,8 @@ impl Fs {
     /// Makes the bucket have the file at its new key and not at its old one.
     async fn move_file(&self, plan: &Move, file: &OpenFile) -> Result<ETag, Errno> {
         let (staged, untold) = {
-            let state = file.state.lock();
-            (state.staged.clone(), state.may_have_gone_up())
+            let mut state = file.state.lock();
+            (state.staged.clone(), state.may_be_in_bucket())
         };
         let (object, kind) = {
             let namespace = self.namespace.lock();
@@ -245,12 +248,13 @@ impl Fs {
                         return Err(error.into());
                     }
                 };
-                let unasked = file.state.lock().unasked.take().is_some();
-                if object.is_some() || unasked || untold {
+                if object.is_some() || untold {
                     self.keep_directory(plan.from_parent).await?;
                     self.delete(&plan.from).await?;
                 }
-                file.state.lock().failed = None;
+                let mut state = file.state.lock();
+                state.is_not_in_bucket();
+                state.failed = None;
                 return Ok(uploaded.etag);
             }
         }

@@ -5,27 +5,36 @@
 use std::sync::Arc;
 
 use super::Fs;
+use super::checkpoints::{CloseAs, Named};
 use super::error::Errno;
 use super::handles::OpenFile;
 use crate::bucket::Condition;
 use crate::types::{Ino, Key};
 use crate::write::{Staged, Uploaded};
 
+/// How far a file came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    InBucket,
+    /// Its parts are in the store: its checkpoint directory shows it.
+    Prepared,
+}
+
 impl Fs {
     /// Uploads what is dirty. A failure sticks: it is repeated, without a request, until the file
-    /// is written again.
-    pub(super) async fn sync(&self, ino: Ino, file: &OpenFile) -> Result<(), Errno> {
+    /// is written again. `sealed`: see [`Self::close_at`].
+    pub(super) async fn sync(
+        &self,
+        ino: Ino,
+        file: &OpenFile,
+        mut sealed: Option<Named>,
+    ) -> Result<(), Errno> {
         self.wait_turn(file).await;
-        if let Err(errno) = self.seal_before_closing(ino, file).await {
-            file.state.lock().fail(errno);
-            return Err(errno);
-        }
-        let _tree = self.tree.read().await;
-        let _io = file.quiet().await;
+        let _held = self.close_at(ino, file, CloseAs::Upload, &mut sealed).await?;
         self.sync_locked(ino, file).await
     }
 
-    /// The same; the caller holds `tree` and the inode's `io`.
+    /// The same; the caller works at the inode and holds its `io`.
     pub(super) async fn sync_locked(&self, ino: Ino, file: &OpenFile) -> Result<(), Errno> {
         if file.state.lock().lost {
             return Err(Errno::EIO); // its transaction is gone: nothing of it is kept by a close
@@ -36,23 +45,24 @@ impl Fs {
         }
         let result = self.upload(ino, file, &staged, &Condition::Always).await;
         match result {
-            Ok(()) => self.closed_went_up(file, &staged),
+            Ok(sent) => self.closed_was_sent(file, &staged, sent),
             Err(errno) => file.state.lock().fail(errno),
         }
-        result
+        result.map(drop)
     }
 
     /// The same at the end of the mount, when nobody is left to write the file again: what failed
     /// is tried once more, unless another node changed the object since. A failure does not stick.
     pub(super) async fn sync_at_last(&self, ino: Ino, file: &OpenFile) -> Result<(), Errno> {
-        let _tree = self.tree.read().await;
-        let _io = file.quiet().await;
+        let _held = self.close_at(ino, file, CloseAs::Last, &mut None).await?;
         let Some(staged) = self.to_upload(ino, file) else { return Ok(()) };
         let condition = match file.state.lock().failed {
             Some(_) => self.unless_changed(ino),
             None => Condition::Always,
         };
-        self.upload(ino, file, &staged, &condition).await
+        let sent = self.upload(ino, file, &staged, &condition).await?;
+        self.closed_was_sent(file, &staged, sent);
+        Ok(())
     }
 
     /// That the bucket has what it had when the file was last in step with it, as far as the store
@@ -88,7 +98,7 @@ impl Fs {
         file: &OpenFile,
         staged: &Staged,
         condition: &Condition,
-    ) -> Result<(), Errno> {
+    ) -> Result<Sent, Errno> {
         let key = self.namespace.lock().key(ino);
         if let Some(key) = &key {
             self.free_name(key).await?;
@@ -96,9 +106,9 @@ impl Fs {
         }
         self.complete_copies(|source| key.as_ref() == Some(source)).await;
         if let Some(place) = self.writing_place(ino) {
-            return self.prepare_file(&place, ino, file).await;
+            self.prepare_file(&place, ino, file).await?;
+            return Ok(Sent::Prepared);
         }
-        self.seal_what_it_names(ino, file).await?;
         if file.state.lock().short {
             return Err(Errno::ENOSPC);
         }
@@ -106,7 +116,10 @@ impl Fs {
             Ok(uploaded) => {
                 file.state.lock().failed = None;
                 self.uploaded(ino, staged, uploaded);
-                Ok(())
+                if let Some(key) = &key {
+                    let _ = self.give_up_left(key).await; // said there
+                }
+                Ok(Sent::InBucket)
             }
             Err(error) => {
                 let key = key.as_ref().map(Key::as_str).unwrap_or_default();

@@ -32,6 +32,7 @@ use tokio::sync::watch;
 use super::Fs;
 use super::error::Errno;
 use super::handles::OpenFile;
+use super::sync::Sent;
 use crate::bucket::Condition;
 use crate::checkpoint::rules::pointers::CommitRecord;
 use crate::types::{ETag, Ino, Key};
@@ -257,7 +258,7 @@ impl Fs {
     }
 
     async fn upload_closed(&self, id: CloseId, job: &Job, again: bool) -> Result<Outcome, Errno> {
-        let _tree = self.tree.read().await;
+        let _work = self.work_at(job.ino).await;
         let io = job.file.io.lock().await;
         match self.waiting.state.lock().jobs.get(id) {
             None => return Ok(Outcome::Gone),
@@ -396,9 +397,11 @@ impl Fs {
         self.let_past_go(file, past);
     }
 
-    /// The same, of a content that was not closed.
+    /// A content that is later than all that stand aside is in the bucket.
     fn later_is_in_bucket(&self, file: &OpenFile) {
-        let past = self.waiting.state.lock().take_past(file, CloseId(u64::MAX));
+        let last = file.state.lock().aside.last().map(|(id, _)| *id);
+        let Some(last) = last else { return };
+        let past = self.waiting.state.lock().take_past(file, last);
         self.let_past_go(file, past);
     }
 
@@ -413,17 +416,18 @@ impl Fs {
         self.waiting.tell();
     }
 
-    /// What is there of a file now has gone up, whoever asked for it. The caller holds `io`.
-    pub(super) fn closed_went_up(&self, file: &OpenFile, staged: &Staged) {
-        let (now, is_alone) = {
-            let state = file.state.lock();
-            (state.acknowledged, state.aside.is_empty())
-        };
-        match (staged.last_uploaded().filter(|_| !staged.is_dirty()), now) {
-            (Some(made), Some(now)) => self.closed_is_in_bucket(now.id, file, made.etag),
-            (Some(_), None) if !is_alone => self.later_is_in_bucket(file),
-            (None, Some(now)) if staged.is_prepared() => self.closed_is_prepared(now.id, file),
-            _ => {}
+    /// What is there of a file now was sent, whoever asked for it. The caller holds `io`.
+    pub(super) fn closed_was_sent(&self, file: &OpenFile, staged: &Staged, sent: Sent) {
+        let now = file.state.lock().acknowledged;
+        if sent == Sent::Prepared {
+            let now = now.filter(|_| staged.is_prepared());
+            return now.into_iter().for_each(|now| self.closed_is_prepared(now.id, file));
+        }
+        // It may be dirty again: what is older than what went up must not replace it all the same.
+        self.later_is_in_bucket(file);
+        let made = staged.last_uploaded().filter(|_| !staged.is_dirty());
+        if let Some((made, now)) = made.zip(now) {
+            self.closed_is_in_bucket(now.id, file, made.etag);
         }
     }
 

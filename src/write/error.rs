@@ -22,6 +22,11 @@ impl WriteError {
     pub fn disk(errno: i32, text: &str) -> Self {
         Self::Disk { errno, text: text.to_owned() }
     }
+
+    /// Whether the store has not what the condition of an upload asked for.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Bucket(BucketError::Precondition | BucketError::NotFound))
+    }
 }
 
 impl From<io::Error> for WriteError {

@@ -116,7 +116,8 @@ impl Staged {
             ready: None,
             published: None,
             discarded: false,
-            tried: false,
+            tried_at: None,
+            compared: None,
             kept: None,
             why: Why::NotUploaded,
             ahead: Ahead::default(),
@@ -268,7 +269,7 @@ impl Staged {
 
     /// Whether the bucket may have content of it that no answer told of.
     pub fn may_have_gone_up(&self) -> bool {
-        self.state.lock().tried
+        self.state.lock().tried_at.is_some()
     }
 
     /// Unlinked: from now on nothing is uploaded, and nothing is kept when the file is dropped. An

@@ -111,8 +111,10 @@ pub(super) struct State {
     /// The last object that we made.
     pub published: Option<Uploaded>,
     pub discarded: bool,
-    /// An upload of it was tried, and has not been seen to come through.
-    pub tried: bool,
+    /// Where an upload of it was tried last, none of which has been seen to come through.
+    pub tried_at: Option<Key>,
+    /// The version that refused an upload and was found to have other bytes.
+    pub compared: Option<ETag>,
     /// The journal's entry that stands for it, and the CRC64NVME of what was acknowledged: if it is
     /// dropped dirty it stays where it is.
     pub kept: Option<(CloseId, u64)>,

@@ -20,6 +20,13 @@ use crate::types::ETag;
 /// its parts. Each time has its own cause, so more than a few means a fight nobody wins.
 pub(super) const ATTEMPTS_MAX: usize = 4;
 
+/// Whether an upload failed before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Try {
+    First,
+    Again,
+}
+
 impl Staged {
     /// Makes the staged file the object at its key, whole or not at all, and returns what it made.
     /// If the file is not dirty: the last result, and no request. Calls for one file run one after
@@ -30,13 +37,24 @@ impl Staged {
     /// later. A conditional call that waited for another upload of this file asks for that one's
     /// version. After an error the file is dirty as before. `NotFound`: it was discarded.
     pub async fn upload(&self, condition: &Condition) -> Result<Uploaded, WriteError> {
+        self.upload_as(condition, Try::First).await
+    }
+
+    /// The same after an upload that failed. What refuses it may be what that one made, whose
+    /// answer was lost: it is found by its bytes. Cost of a refusal: 1 HEAD; a GET of the object if
+    /// its size is the same, once for each version.
+    pub async fn upload_again(&self, condition: &Condition) -> Result<Uploaded, WriteError> {
+        self.upload_as(condition, Try::Again).await
+    }
+
+    async fn upload_as(&self, condition: &Condition, a: Try) -> Result<Uploaded, WriteError> {
         let gone = || WriteError::from(BucketError::NotFound);
         let before = self.last_uploaded().map(|uploaded| uploaded.etag);
         if let Some(unchanged) = self.unchanged(&self.state.lock()) {
             return Ok(unchanged);
         }
         let (me, condition) = (self.me.upgrade().ok_or_else(gone)?, condition.clone());
-        let work = async move { me.upload_in_turn(condition, before).await };
+        let work = async move { me.upload_in_turn(condition, before, a).await };
         let died = Err(WriteError::disk(libc::EIO, "the upload's task died"));
         self.shared.tasks.spawn(work).await.unwrap_or(died)
     }
@@ -81,11 +99,12 @@ impl Staged {
         &self,
         condition: Condition,
         before: Option<ETag>,
+        a: Try,
     ) -> Result<Uploaded, WriteError> {
         let _closing = self.hold_ahead();
         let mut transfer = self.transfer.lock().await;
         let condition = self.condition_now(condition, before);
-        self.counted(self.upload_now(&mut transfer, &condition)).await
+        self.counted(self.upload_now(&mut transfer, &condition, a)).await
     }
 
     pub(super) async fn counted<T>(
@@ -107,7 +126,9 @@ impl Staged {
         &self,
         transfer: &mut Transfer,
         condition: &Condition,
+        a: Try,
     ) -> Result<Uploaded, WriteError> {
+        let tried_at = self.state.lock().tried_at.clone();
         for _ in 0..ATTEMPTS_MAX {
             let snapshot = match self.snapshot()? {
                 Ok(snapshot) => snapshot,
@@ -118,6 +139,14 @@ impl Staged {
                 Err(Setback::Changed) => {}
                 Err(Setback::Gone) => self.abort(transfer.open.take()),
                 Err(Setback::Failed(error)) => {
+                    let may_be_made = a == Try::Again && tried_at.as_ref() == Some(&snapshot.key);
+                    if may_be_made
+                        && error.is_refusal()
+                        && let Ok(Some((etag, sums))) = self.find_made(&snapshot).await
+                    {
+                        self.abort(transfer.open.take());
+                        return Ok(self.publish(snapshot, etag, sums));
+                    }
                     self.keep_or_abort(transfer, &error);
                     return Err(error);
                 }
@@ -165,6 +194,24 @@ impl Staged {
         Ok((written.etag, vec![Sum { len: *size, crc: Some(body.crc) }]))
     }
 
+    /// The object that has the very bytes, if there is one.
+    async fn find_made(&self, snapshot: &Snapshot) -> Result<Option<(ETag, Vec<Sum>)>, WriteError> {
+        let Snapshot { key, size, .. } = snapshot;
+        self.check_wanted(snapshot).map_err(|_| BucketError::NotFound)?;
+        let bucket = &self.shared.bucket;
+        let there = bucket.head(key).await?;
+        let other = self.state.lock().compared.clone();
+        if there.size != *size || other.as_ref() == Some(&there.etag) || !self.is_complete() {
+            return Ok(None);
+        }
+        let Some(crc) = self.checksum(0..*size).await? else { return Ok(None) };
+        let Some(etag) = bucket.find_same(key, *size, crc).await? else {
+            self.state.lock().compared = Some(there.etag);
+            return Ok(None);
+        };
+        Ok(Some((etag, vec![Sum { len: *size, crc: Some(crc) }])))
+    }
+
     /// The file as it is now; or what was uploaded, if that is the same.
     fn snapshot(&self) -> Result<Result<Snapshot, Uploaded>, WriteError> {
         let mut state = self.state.lock();
@@ -174,7 +221,7 @@ impl Staged {
         if let Some(unchanged) = self.unchanged(&state) {
             return Ok(Err(unchanged));
         }
-        state.tried = true;
+        state.tried_at = Some(state.key.clone());
         self.snapshot_of(&mut state).map(Ok)
     }
 
@@ -235,7 +282,7 @@ impl Staged {
         state.extents.published(size);
         state.clean = Some(Clean { version, key, mark, object: object.clone(), sums });
         state.published = Some(object.clone());
-        state.tried = false;
+        state.tried_at = None;
         state.ready = None;
         state.ahead.begin_again();
         self.recharge(&mut state);

@@ -22,6 +22,15 @@ pub trait Steer: Debug + Send + Sync + 'static {
         act: impl Future<Output = Result<T, BucketError>> + Send,
     ) -> impl Future<Output = Result<T, BucketError>> + Send;
 
+    /// The same; of requests about one key, a prefix, or where something is copied from.
+    fn run_at<T: Send>(
+        &self,
+        _at: &str,
+        act: impl Future<Output = Result<T, BucketError>> + Send,
+    ) -> impl Future<Output = Result<T, BucketError>> + Send {
+        self.run(act)
+    }
+
     /// The same of a GET, whose body may break.
     fn get(
         &self,
@@ -44,11 +53,11 @@ impl<S: Steer> Steered<S> {
 }
 
 macro_rules! steered {
-    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
+    ($($name:ident($at:ident: $at_type:ty $(, $arg:ident: $type:ty)*) -> $out:ty;)*) => {
         #[async_trait]
         impl<S: Steer> Store for Steered<S> {
-            $(async fn $name(&self, $($arg: $type),*) -> Result<$out, BucketError> {
-                self.hand.run(self.memory.$name($($arg),*)).await
+            $(async fn $name(&self, $at: $at_type $(, $arg: $type)*) -> Result<$out, BucketError> {
+                self.hand.run_at(&$at.to_string(), self.memory.$name($at $(, $arg)*)).await
             })*
 
             async fn get(

@@ -179,7 +179,10 @@ impl Fs {
             let inode = namespace.get(ino).ok_or(Errno::ESTALE)?;
             (inode.object.clone(), inode.size)
         };
-        let staged = file.state.lock().staged.clone();
+        let (staged, untold) = {
+            let mut state = file.state.lock();
+            (state.staged.clone(), state.may_be_in_bucket())
+        };
         let staged = match staged {
             Some(staged) => staged,
             None => {
@@ -209,9 +212,10 @@ impl Fs {
             if !taken {
                 self.remove_published(place, from.0, object).await?;
             }
-        } else if object.is_some() {
+        } else if object.is_some() || untold {
             self.delete(from.0).await?;
         }
+        file.state.lock().is_not_in_bucket();
         if let Some(place) = to.1
             && let Some(name) = place.direct()
         {

@@ -14,6 +14,7 @@ use crate::checkpoint::record::{Generation, RelPath, Sign, TxnId};
 use crate::checkpoint::rules::Torn;
 use crate::fs::Fs;
 use crate::fs::error::Errno;
+use crate::fs::sync::Sent;
 use crate::types::{ETag, Ino, Kind};
 use crate::write::{Prepared, Why};
 
@@ -227,7 +228,11 @@ impl Fs {
             self.leave_journal_soon(&file);
             file.state.lock().staged = None;
         } else if let (Some(staged), Some(_)) = (&staged, etag) {
-            self.closed_went_up(&file, staged);
+            let sent = match current || !staged.is_dirty() {
+                true => Sent::InBucket,
+                false => Sent::Prepared,
+            };
+            self.closed_was_sent(&file, staged, sent);
         }
         self.reader.forget(&prepared.key);
         self.settle(ino, &file);

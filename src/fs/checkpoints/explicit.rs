@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use tokio::sync::MutexGuard;
 
 use super::commit::{Progress, Root};
 use super::{Checkpoint, Place};
@@ -15,8 +16,10 @@ use crate::checkpoint::rules::Event;
 use crate::checkpoint::rules::pointers::{CommitRecord, POINTER_BYTES_MAX};
 use crate::fs::Fs;
 use crate::fs::error::Errno;
-use crate::fs::handles::OpenFile;
+use crate::fs::handles::{Failure, OpenFile};
+use crate::fs::tree::Working;
 use crate::types::{Ino, Key, Kind, Name};
+use crate::write::Staged;
 
 /// Set on a directory: commit it. The value [`ACCEPT_TORN`] takes losses along.
 pub const COMMIT_XATTR: &str = "user.trialfs.commit";
@@ -28,6 +31,34 @@ pub const ACCEPT_TORN: &[u8] = b"accept-torn";
 const AGAIN: Duration = Duration::from_millis(100);
 /// Directories that one commit record names, sealed at a time.
 const SEALS_MAX: usize = 16;
+/// How often what a record names is sealed while it is being written.
+const SEAL_TRIES_MAX: usize = 8;
+
+/// What follows of a close.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::fs) enum CloseAs {
+    /// It is acknowledged here.
+    Local,
+    /// It goes to the bucket; no upload of it may be running.
+    Upload,
+    /// The same, at the end of the mount, though it failed before.
+    Last,
+}
+
+/// What a commit record names: its directory, and the CRC64NVME of its content.
+#[derive(Debug)]
+pub(in crate::fs) struct Named {
+    parent: Key,
+    crc: u64,
+}
+
+/// A commit record that is being closed.
+pub(in crate::fs) struct ToSeal {
+    record: CommitRecord,
+    staged: Arc<Staged>,
+    /// The key of its directory.
+    parent: Key,
+}
 
 /// Which losses a commit takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,12 +116,15 @@ impl Fs {
         deadline: std::time::Instant,
     ) -> Result<(), Errno> {
         loop {
-            let handles = {
-                let root = checkpoint.state.lock().open.as_ref().map(|open| open.root);
-                root.map_or(0, |root| self.writers_below(root).0)
+            let (root, accepts) = {
+                let state = checkpoint.state.lock();
+                (state.open.as_ref().map(|open| open.root), state.accept != Accept::nothing())
             };
+            let (handles, failed) = root.map_or((0, false), |root| self.writers_below(root));
+            // A file that could not be closed is missing; it may be tried again.
+            let lacks = failed && !accepts;
             let progress = match handles {
-                0 => self.commit(checkpoint, Some(sign)).await?,
+                0 if !lacks => self.commit(checkpoint, Some(sign)).await?,
                 _ => Progress::Waits,
             };
             match progress {
@@ -102,7 +136,7 @@ impl Fs {
                 Progress::Published(_) => {}
             }
             if self.clock.now() >= deadline {
-                return Err(Errno::ETIMEDOUT);
+                return Err(if lacks { Errno::EIO } else { Errno::ETIMEDOUT });
             }
             tokio::time::sleep(AGAIN).await;
         }
@@ -124,65 +158,109 @@ impl Fs {
         }
     }
 
-    /// Before a close takes `tree` and the inode's `io`, what it would seal with them: sealing
-    /// waits for uploads and other programs' closes, which take `tree` too. Behind somebody who
-    /// asked for `tree` alone they would wait for us, as he would.
-    pub(in crate::fs) async fn seal_before_closing(
-        &self,
+    /// Before a file is closed: works at it and takes its `io`. Of a trainer's commit record what
+    /// it names was sealed and published then, so that a pointer is never visible before what it
+    /// points to; an error sticks to the file. `sealed`: what was sealed in this very close, and is
+    /// not to be sealed again.
+    pub(in crate::fs) async fn close_at<'a>(
+        &'a self,
         ino: Ino,
-        file: &OpenFile,
-    ) -> Result<(), Errno> {
-        let hidden = self.writing_place(ino).is_some();
-        if hidden || !self.closes_something(ino, file) {
-            return Ok(());
+        file: &'a OpenFile,
+        why: CloseAs,
+        sealed: &mut Option<Named>,
+    ) -> Result<(Working<'a>, MutexGuard<'a, ()>), Errno> {
+        for _ in 0..SEAL_TRIES_MAX {
+            let record = self.to_seal(ino, file, why, sealed.as_ref()).await;
+            if let Some(record) = record.inspect_err(|errno| self.close_failed(file, *errno))? {
+                *sealed = Some(self.seal_what_it_names(file, record).await?);
+            }
+            let work = self.work_at(ino).await;
+            let io = match why {
+                CloseAs::Local => file.io.lock().await,
+                CloseAs::Upload | CloseAs::Last => file.quiet().await,
+            };
+            // It may have been written meanwhile, or moved.
+            let record = self.to_seal(ino, file, why, sealed.as_ref()).await;
+            if record.inspect_err(|errno| self.close_failed(file, *errno))?.is_none() {
+                return Ok((work, io));
+            }
         }
-        self.seal_what_it_names(ino, file).await
+        self.close_failed(file, Errno::EIO);
+        Err(Errno::EIO)
     }
 
-    /// Whether a close has anything to do. It changes nothing: a rename may hold the file's `io`.
-    fn closes_something(&self, ino: Ino, file: &OpenFile) -> bool {
-        let staged = {
-            let state = file.state.lock();
-            let fails = state.lost || state.stuck().is_some();
-            state.staged.clone().filter(|_| !fails && !state.holds_acknowledged())
-        };
-        staged.is_some_and(|staged| staged.is_dirty()) && self.is_to_upload(ino)
+    fn close_failed(&self, file: &OpenFile, errno: Errno) {
+        let mut state = file.state.lock();
+        if state.stuck().is_none() {
+            state.fail(errno);
+        }
     }
 
-    /// At the close of a trainer's commit record: what it names is sealed and published first, so
-    /// that a pointer is never visible before what it points to.
-    pub(in crate::fs) async fn seal_what_it_names(
-        &self,
-        ino: Ino,
-        file: &OpenFile,
-    ) -> Result<(), Errno> {
-        let (record, parent) = {
-            let namespace = self.namespace.lock();
-            let Some(inode) = namespace.get(ino) else { return Ok(()) };
-            let record = inode.name.as_ref().and_then(|name| CommitRecord::of(name.as_str()));
-            let Some(record) = record else { return Ok(()) };
-            (record, namespace.key(inode.parent).ok_or(Errno::ESTALE)?)
-        };
-        let Some(staged) = file.state.lock().staged.clone() else { return Ok(()) };
-        let size = staged.size().map_err(|_| Errno::EIO)?;
-        if size == 0 || size > POINTER_BYTES_MAX as u64 {
-            return Ok(());
-        }
+    /// Nothing may be held meanwhile: it waits for uploads and for other programs' closes. An error
+    /// sticks to what was tried.
+    async fn seal_what_it_names(&self, file: &OpenFile, record: ToSeal) -> Result<Named, Errno> {
+        let ToSeal { record, staged, parent } = record;
+        let stamp = staged.stamp();
+        let size = staged.size().map_err(|_| Errno::EIO)?.min(POINTER_BYTES_MAX as u64);
         let bytes = staged.read(0, size as u32).await?;
-        let Ok(named) = record.pointers(&bytes) else { return Ok(()) };
-        let named = named.into_iter().filter_map(|path| self.named(&parent, &path));
-        let named: Vec<_> = named.filter(|checkpoint| !checkpoint.is_settled()).collect();
-        let seals = named.into_iter().map(|checkpoint| async move {
+        let named = Named { parent, crc: crc_fast::crc64_nvme(&bytes) };
+        let paths = record.pointers(&bytes).unwrap_or_default(); // not understood: it names none
+        let all = paths.into_iter().filter_map(|path| self.named(&named.parent, &path));
+        let all: Vec<_> = all.filter(|checkpoint| !checkpoint.is_settled()).collect();
+        let seals = all.into_iter().map(|checkpoint| async move {
             self.seal_named(&checkpoint).await.inspect_err(|error| {
                 let name = checkpoint.name();
                 tracing::error!(%name, %error, "a commit record names what can't be committed");
             })
         });
         let mut seals = futures::stream::iter(seals).buffer_unordered(SEALS_MAX);
-        while let Some(sealed) = seals.next().await {
-            sealed.map_err(|_| Errno::EIO)?;
+        while let Some(done) = seals.next().await {
+            if done.is_err() {
+                let mut state = file.state.lock();
+                let is_same = |now: &Arc<Staged>| Arc::ptr_eq(now, &staged);
+                if state.staged.as_ref().is_some_and(is_same) && state.stuck().is_none() {
+                    state.failed = Some(Failure { errno: Errno::EIO, stamp: Some(stamp) });
+                }
+                return Err(Errno::EIO);
+            }
         }
-        Ok(())
+        Ok(named)
+    }
+
+    /// What a close of a commit record would show, if what it names is not sealed yet.
+    pub(in crate::fs) async fn to_seal(
+        &self,
+        ino: Ino,
+        file: &OpenFile,
+        why: CloseAs,
+        sealed: Option<&Named>,
+    ) -> Result<Option<ToSeal>, Errno> {
+        let (record, parent) = {
+            let namespace = self.namespace.lock();
+            let Some(inode) = namespace.get(ino) else { return Ok(None) };
+            let record = inode.name.as_ref().and_then(|name| CommitRecord::of(name.as_str()));
+            let Some(record) = record else { return Ok(None) };
+            let Some(parent) = namespace.key(inode.parent) else { return Ok(None) };
+            (record, parent)
+        };
+        let staged = {
+            let state = file.state.lock();
+            let is_stuck = why != CloseAs::Last && state.stuck().is_some();
+            let ends = state.lost || is_stuck || state.holds_acknowledged();
+            state.staged.clone().filter(|staged| !ends && staged.is_dirty())
+        };
+        let Some(staged) = staged else { return Ok(None) };
+        if self.writing_place(ino).is_some() || !self.is_to_upload(ino) {
+            return Ok(None);
+        }
+        let size = staged.size().map_err(|_| Errno::EIO)?;
+        if size == 0 || size > POINTER_BYTES_MAX as u64 {
+            return Ok(None);
+        }
+        let bytes = staged.read(0, size as u32).await?;
+        let crc = crc_fast::crc64_nvme(&bytes);
+        let is_new = sealed.is_none_or(|sealed| sealed.crc != crc || sealed.parent != parent);
+        Ok(is_new.then_some(ToSeal { record, staged, parent }))
     }
 
     /// The checkpoint directory at a path below a key.

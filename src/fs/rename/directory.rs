@@ -6,6 +6,7 @@ use crate::bucket::Condition;
 use crate::fs::Fs;
 use crate::fs::checkpoints::can_commit;
 use crate::fs::error::Errno;
+use crate::fs::tree::Range;
 use crate::namespace::attrs::record_key;
 use crate::types::{Ino, KEY_BYTES_MAX, Kind};
 
@@ -23,16 +24,33 @@ impl Fs {
         unasked: Option<Replace>,
     ) -> Result<(), Errno> {
         self.flush_records_below(plan.ino).await; // the records move as objects
-        let _tree = loop {
+        let _alone = loop {
             self.wait_below(plan.ino).await?;
-            let tree = self.tree.write().await;
+            let (directory, parent) = (plan.ino, plan.from_parent);
+            let to = Some((plan.to_parent, plan.to_name.clone()));
+            let alone = self.have_alone(Range { directory, parent, to }).await;
             // What was being closed meanwhile stands in the journal under its old name, and would
             // come back there after a crash.
             if !self.waits_below(plan.ino) {
-                break tree;
+                break alone;
             }
         };
-        let mut plan = self.with_keys(plan)?;
+        let plan = self.with_keys(plan)?;
+        let (ino, from, to) = (plan.ino, plan.from.clone(), plan.to.clone());
+        let renamed = self.rename_directory_alone(plan, unasked).await;
+        if renamed.is_ok() || self.namespace.lock().key(ino).as_ref() != Some(&from) {
+            for key in [from, to] {
+                let _ = self.give_up_left(&key).await; // said there
+            }
+        }
+        renamed
+    }
+
+    async fn rename_directory_alone(
+        &self,
+        mut plan: Move,
+        unasked: Option<Replace>,
+    ) -> Result<(), Errno> {
         if plan.from == plan.to {
             return Ok(());
         }

@@ -72,14 +72,14 @@ impl Fs {
         }
     }
 
-    /// Whether something below a directory has yet to go up.
+    /// Whether something below a directory has yet to go up, or could not.
     pub(in crate::fs) fn waits_below(&self, directory: Ino) -> bool {
         let state = self.waiting.state.lock();
-        let live = state.jobs.values().filter(|job| job.is_live());
-        let live: Vec<Ino> = live.map(|job| job.ino).collect();
+        let waits = state.jobs.values().filter(|job| job.is_live() || job.has_failed());
+        let waits: Vec<Ino> = waits.map(|job| job.ino).collect();
         drop(state);
         let namespace = self.namespace.lock();
-        live.into_iter().any(|ino| namespace.is_below(ino, directory))
+        waits.into_iter().any(|ino| namespace.is_below(ino, directory))
     }
 
     /// Waits for one close to be in the bucket or to fail.
