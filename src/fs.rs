@@ -64,6 +64,7 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use crate::bucket::{Bucket, RequestCounts};
+use crate::checkpoint::rules::pointers::CommitRecord;
 use crate::clock::Clock;
 use crate::config::{ATTRIBUTE_TTL, Durability};
 use crate::namespace::inode::Attributes;
@@ -339,11 +340,19 @@ impl Fs {
         self.namespace.lock().get(ino).is_some_and(|inode| inode.staged && inode.linked)
     }
 
+    fn is_commit_record(&self, ino: Ino) -> bool {
+        let namespace = self.namespace.lock();
+        let name = namespace.get(ino).and_then(|inode| inode.name.as_ref());
+        name.is_some_and(|name| CommitRecord::of(name.as_str()).is_some())
+    }
+
     /// Uploads every dirty file and flushes every record. Returns how many files could not be.
     pub async fn drain(&self) -> usize {
         let waiting = self.drain_waiting().await;
         let mut failed = Vec::new();
-        for (ino, file) in self.handles.all_files() {
+        let mut files = self.handles.all_files();
+        files.sort_by_key(|(ino, _)| self.is_commit_record(*ino)); // after what they name
+        for (ino, file) in files {
             if self.is_kept_for_later(&file) {
                 continue; // it was tried twice, and is one of those that wait
             }

@@ -17,7 +17,7 @@ use trialfs::bucket::memory::MemoryStore;
 use trialfs::clock::{Clock, ulid};
 use trialfs::config::Durability;
 use trialfs::fs::error::Errno;
-use trialfs::fs::{Caller, Closer, Fs};
+use trialfs::fs::{Caller, Closer, Fs, SetMode};
 use trialfs::types::Ino;
 
 use clock::TestClock;
@@ -97,20 +97,32 @@ async fn a_checkpoint_of_which_a_close_failed_is_not_committed_by_a_record_that_
     let fs = setup.mount().unwrap().0;
     let directory = "checkpoint_2026-01-01_00-00-00.000001";
     let top = fs.mkdir(Ino::ROOT, OsStr::new(directory), 0o755, CALLER).await.unwrap().stat.ino;
-    let mut files = Vec::new();
+    let (mut files, mut inos) = (Vec::new(), Vec::new());
     for name in ["whole.pt", "failed.pt"] {
         let made = fs.create(top, OsStr::new(name), 0o644, REPLACE, CALLER).await.unwrap();
         files.push(made.1.handle);
+        inos.push(made.0.stat.ino);
     }
     write(&fs, files[0], b"whole").await.unwrap();
     refuses.0.store(true, Ordering::SeqCst);
     write(&fs, files[1], b"failed").await.unwrap_err();
     refuses.0.store(false, Ordering::SeqCst);
     let name = OsStr::new("checkpoint_manager_snapshot.json");
-    let record = fs.create(Ino::ROOT, name, 0o644, REPLACE, CALLER).await.unwrap().1.handle;
+    let (there, opened) = fs.create(Ino::ROOT, name, 0o644, REPLACE, CALLER).await.unwrap();
+    let (record_ino, record) = (there.stat.ino, opened.handle);
     let body = format!(r#"{{"checkpoint_results": [{{"checkpoint_dir_name": "{directory}"}}]}}"#);
     assert_eq!(write(&fs, record, body.as_bytes()).await, Err(Errno::EIO));
-    let shown = objects.objects();
-    let shown = shown.keys().find(|key| key.ends_with(".pt") || key.ends_with(".json"));
-    assert_eq!(shown, None, "a part of it is shown, or a pointer to it");
+    let asked = fs.setxattr(top, "user.trialfs.commit", b"1", SetMode::Any).await;
+    assert_eq!(asked, Err(Errno::EIO));
+    let shown = || {
+        let all = objects.objects();
+        all.keys().filter(|key| key.ends_with(".pt") || key.ends_with(".json")).count()
+    };
+    assert_eq!(shown(), 0, "a part of it is shown, or a pointer to it");
+    for (ino, body) in [(inos[1], &b"again"[..]), (record_ino, body.as_bytes())] {
+        let opened = fs.open(ino, libc::O_WRONLY | libc::O_TRUNC, 0).await.unwrap();
+        assert_eq!(shown(), 0, "the retry of the file shows it without that");
+        write(&fs, opened.handle, body).await.unwrap();
+    }
+    assert_eq!(shown(), 3);
 }

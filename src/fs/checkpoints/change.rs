@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::commit::Progress;
 use super::waiting::Changed;
-use super::{Checkpoint, Member, Place};
+use super::{Checkpoint, Losses, Member, Place};
 use crate::bucket::{BucketError, ListedObject};
 use crate::checkpoint::driver::Ended;
 use crate::checkpoint::protocol::{Goal, Intent, Stop};
@@ -270,7 +270,8 @@ impl Fs {
             (true, false) => Err(Errno::EBUSY),
             (true, true) => {
                 let deadline = self.clock.now() + self.checkpoints.config().commit_wait;
-                self.commit_until(&from.checkpoint, Sign::Sign, deadline).await?;
+                let why = (Sign::Sign, Losses::Refused);
+                self.commit_until(&from.checkpoint, why, deadline).await?;
                 Ok(true)
             }
         }
@@ -400,7 +401,7 @@ impl Fs {
             let heard = all.filter_map(|txn| txn.heard).max();
             heard.filter(|_| state.rule.as_ref().is_none_or(|rule| rule.is_immediate()))
         };
-        if sign.is_some() && self.writers_below(ino).0 == 0 {
+        if sign.is_some() && self.writers_below(ino) == (0, false) {
             let progress = self.commit(&to.checkpoint, sign).await?;
             if matches!(progress, Progress::Lost | Progress::Poisoned) {
                 return Err(Errno::EIO);

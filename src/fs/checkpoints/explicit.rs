@@ -81,8 +81,10 @@ impl Fs {
             let accept = Accept::what_is_lost(driver.seen());
             checkpoint.state.lock().accept = accept;
         }
-        self.hear(checkpoint, &Event::Explicit);
-        let result = self.commit_until(checkpoint, Sign::Explicit, deadline).await;
+        if !self.lacks_a_file(checkpoint, losses) {
+            self.hear(checkpoint, &Event::Explicit);
+        }
+        let result = self.commit_until(checkpoint, (Sign::Explicit, losses), deadline).await;
         checkpoint.state.lock().accept = Accept::nothing();
         result
     }
@@ -102,27 +104,31 @@ impl Fs {
         match sign {
             Some(root) if self.writers_below(root).0 == 0 => {
                 let deadline = self.clock.now() + self.checkpoints.config().commit_wait;
-                self.commit_until(&place.checkpoint, Sign::Sign, deadline).await
+                self.commit_until(&place.checkpoint, (Sign::Sign, Losses::Refused), deadline).await
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether a file of it could not be closed, and is to be part of it. It may be tried again.
+    fn lacks_a_file(&self, checkpoint: &Checkpoint, losses: Losses) -> bool {
+        let root = checkpoint.state.lock().open.as_ref().map(|open| open.root);
+        losses == Losses::Refused && root.is_some_and(|root| self.writers_below(root).1)
     }
 
     /// Carries a commit on until all is published.
     pub(super) async fn commit_until(
         &self,
         checkpoint: &Arc<Checkpoint>,
-        sign: Sign,
+        (sign, losses): (Sign, Losses),
         deadline: std::time::Instant,
     ) -> Result<(), Errno> {
         loop {
-            let (root, accepts) = {
-                let state = checkpoint.state.lock();
-                (state.open.as_ref().map(|open| open.root), state.accept != Accept::nothing())
+            let handles = {
+                let root = checkpoint.state.lock().open.as_ref().map(|open| open.root);
+                root.map_or(0, |root| self.writers_below(root).0)
             };
-            let (handles, failed) = root.map_or((0, false), |root| self.writers_below(root));
-            // A file that could not be closed is missing; it may be tried again.
-            let lacks = failed && !accepts;
+            let lacks = self.lacks_a_file(checkpoint, losses);
             let progress = match handles {
                 0 if !lacks => self.commit(checkpoint, Some(sign)).await?,
                 _ => Progress::Waits,
@@ -274,7 +280,7 @@ impl Fs {
         let deadline = self.clock.now() + self.checkpoints.config().commit_wait;
         self.hear(checkpoint, &Event::Named);
         let _awaiting = self.hurry_uploads();
-        self.commit_until(checkpoint, Sign::Sign, deadline).await
+        self.commit_until(checkpoint, (Sign::Sign, Losses::Refused), deadline).await
     }
 
     /// The value of `user.trialfs.state`.

@@ -210,9 +210,14 @@ impl Fs {
                 let unprepared = state.acknowledged.is_some_and(|now| now.unprepared);
                 (state.writers as usize + usize::from(unprepared), state.failed.is_some())
             };
-            if (writers > 0 || bad) && self.namespace.lock().is_below(ino, root) {
+            if writers == 0 && !bad {
+                continue;
+            }
+            let namespace = self.namespace.lock();
+            if namespace.is_below(ino, root) {
                 open += writers;
-                failed |= bad;
+                // One that lost its name is missed by nobody.
+                failed |= bad && namespace.get(ino).is_some_and(|inode| inode.linked);
             }
         }
         (open, failed)

@@ -229,7 +229,7 @@ impl Fs {
             open.and_then(|open| Some((open.root, open.heard?)))
         };
         match signed {
-            Some((root, sign)) if self.writers_below(root).0 == 0 => {
+            Some((root, sign)) if self.writers_below(root) == (0, false) => {
                 self.commit(checkpoint, Some(sign)).await.map(drop)
             }
             _ => Ok(()),
