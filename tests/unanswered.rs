@@ -17,7 +17,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use trialfs::bucket::memory::MemoryStore;
 use trialfs::clock;
-use trialfs::fs::{Closer, Purpose};
+use trialfs::fs::{Closer, Purpose, Recovered};
 use trialfs::types::Ino;
 
 use watched::{LARGE, Node, PATIENCE, node, node_at};
@@ -53,10 +53,8 @@ async fn a_version_that_failed_never_replaces_a_later_one() {
 #[test]
 fn a_file_that_was_closed_twice_is_recovered_as_it_was_closed_last() {
     let (disk, memory) = (TempDir::new().unwrap(), MemoryStore::new(clock::system()));
-    let runtime = || tokio::runtime::Runtime::new().unwrap();
     let mut log = vec![b'.'; LARGE];
-    let life = runtime();
-    life.block_on(async {
+    life(async {
         let node = node_at(disk.path(), memory.clone(), |_| ()).unwrap();
         let handle = node.open("log").await;
         node.fs.write(handle, 0, &log).await.unwrap();
@@ -66,9 +64,8 @@ fn a_file_that_was_closed_twice_is_recovered_as_it_was_closed_last() {
         node.fs.write(handle, LARGE as u64, b"more").await.unwrap();
         node.fs.flush(handle, Closer::Living(0)).await.unwrap();
     });
-    life.shutdown_background();
     log.extend(b"more");
-    runtime().block_on(async {
+    life(async {
         let node = mounted_again(disk.path(), &memory).await;
         let recovered = node.fs.recover().await;
         assert_eq!((recovered.left, recovered.quarantined), (0, 0));
@@ -81,9 +78,7 @@ fn a_file_that_was_closed_twice_is_recovered_as_it_was_closed_last() {
 #[test]
 fn a_version_that_is_to_replace_one_that_is_not_recovered_stays_in_the_journal_with_it() {
     let (disk, memory) = (TempDir::new().unwrap(), MemoryStore::new(clock::system()));
-    let runtime = || tokio::runtime::Runtime::new().unwrap();
-    let life = runtime();
-    life.block_on(async {
+    life(async {
         let node = node_at(disk.path(), memory.clone(), |_| ()).unwrap();
         let (log, other) = (node.open("log").await, node.open("other").await);
         let there = node.fs.lookup(Ino::ROOT, OsStr::new("log"), |_| Purpose::Unknown).await;
@@ -98,21 +93,13 @@ fn a_version_that_is_to_replace_one_that_is_not_recovered_stays_in_the_journal_w
         node.fs.write(log, 0, b"two").await.unwrap();
         node.close(log, Closer::Living(0)).await;
     });
-    life.shutdown_background();
-    let life = runtime();
-    life.block_on(async {
+    life(async {
         let node = mounted_again(disk.path(), &memory).await;
-        node.refuses.store(true, Ordering::SeqCst);
-        let heals = async {
-            node.is_held().await; // what goes first is refused, and nothing after it
-            node.refuses.store(false, Ordering::SeqCst);
-        };
-        let (recovered, ()) = tokio::join!(node.fs.recover(), heals);
+        let recovered = node.recover_all_but_the_first().await;
         assert!(recovered.left >= 2, "{recovered:?}");
         assert_eq!(recovered.quarantined, 0);
     });
-    life.shutdown_background();
-    runtime().block_on(async {
+    life(async {
         let node = mounted_again(disk.path(), &memory).await;
         let recovered = node.fs.recover().await;
         assert_eq!((recovered.left, recovered.quarantined), (0, 0));
@@ -206,9 +193,7 @@ async fn an_upload_that_was_never_answered_is_found_again() {
 fn what_was_not_recovered_does_not_come_back_once_its_name_was_used() {
     for removed in [false, true] {
         let (disk, memory) = (TempDir::new().unwrap(), MemoryStore::new(clock::system()));
-        let runtime = || tokio::runtime::Runtime::new().unwrap();
-        let life = runtime();
-        life.block_on(async {
+        life(async {
             let node = node_at(disk.path(), memory.clone(), |_| ()).unwrap();
             let log = node.open("log").await;
             node.fs.write(log, 0, b"old").await.unwrap();
@@ -216,16 +201,9 @@ fn what_was_not_recovered_does_not_come_back_once_its_name_was_used() {
             node.close(log, Closer::Living(0)).await;
             node.is_held().await;
         });
-        life.shutdown_background();
-        let life = runtime();
-        life.block_on(async {
+        life(async {
             let node = mounted_again(disk.path(), &memory).await;
-            node.refuses.store(true, Ordering::SeqCst);
-            let heals = async {
-                node.is_held().await;
-                node.refuses.store(false, Ordering::SeqCst);
-            };
-            let (recovered, ()) = tokio::join!(node.fs.recover(), heals);
+            let recovered = node.recover_all_but_the_first().await;
             assert_eq!(recovered.left, 1, "{recovered:?}");
             let log = node.open("log").await;
             node.fs.write(log, 0, b"new").await.unwrap();
@@ -237,8 +215,7 @@ fn what_was_not_recovered_does_not_come_back_once_its_name_was_used() {
                 false => node.is_held().await, // it is on its way as the daemon dies
             }
         });
-        life.shutdown_background();
-        runtime().block_on(async {
+        life(async {
             let node = mounted_again(disk.path(), &memory).await;
             let recovered = node.fs.recover().await;
             assert_eq!((recovered.left, recovered.quarantined), (0, 0));
@@ -248,6 +225,13 @@ fn what_was_not_recovered_does_not_come_back_once_its_name_was_used() {
         let quarantine = disk.path().join("quarantine");
         assert!(quarantine.read_dir().unwrap().count() > 0, "no byte of it is deleted");
     }
+}
+
+/// What a daemon does until it is killed.
+fn life(acts: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(acts);
+    runtime.shutdown_background();
 }
 
 /// A log whose first version, `one`, could not go up, and which is open to be added to.
@@ -272,6 +256,16 @@ impl Node {
         while !self.holds.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    /// What goes first is refused, and nothing after it.
+    async fn recover_all_but_the_first(&self) -> Recovered {
+        self.refuses.store(true, Ordering::SeqCst);
+        let heals = async {
+            self.is_held().await;
+            self.refuses.store(false, Ordering::SeqCst);
+        };
+        tokio::join!(self.fs.recover(), heals).0
     }
 
     async fn has_failed(&self) {
